@@ -1,0 +1,231 @@
+"""`manifest.json`: what a bundle holds. One definition, written by `converters`, read here.
+
+Same checkpoint and options give the same bytes, so nothing in it is a time, a host or a random number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+from rpi_runtime.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+
+VRC = "vrc"
+VISION_BASE = "vision_base"
+VISION_LARGE = "vision_large"
+DECODER = "decoder"
+COMPONENTS = (VRC, VISION_BASE, VISION_LARGE, DECODER)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of the bundle. `path` is relative, inside the folder, with forward slashes."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # NumPy's name: "float32", "int8"
+
+
+@dataclass(frozen=True)
+class Signature:
+    name: str  # "tile_448", "prefill_128", "decode", "route"
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How close one signature is to PyTorch on real inputs; decoder rows also compare distributions."""
+
+    signature: str
+    samples: int
+    cosine: float
+    snr_db: float
+    max_abs_error: float
+    passed: bool
+    threshold: str  # the rule that was applied, readable: "cosine >= 0.99"
+    kl_divergence: float | None = None  # nats per token, PyTorch to graph
+    top1_agreement: float | None = None  # share of positions with the same most likely token
+
+
+@dataclass(frozen=True)
+class Component:
+    name: str  # one of COMPONENTS
+    file: File
+    recipe: str
+    bits_per_weight: float
+    delegate: str  # what it was lowered for: "cpu", "gpu", "nnapi", "npu"
+    signatures: tuple[Signature, ...]
+    parity: tuple[Parity, ...]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The token table: `rows` x `columns` in `dtype`, row by row; int8 is followed by `rows` float32 scales."""
+
+    file: File
+    dtype: str  # "int8" or "float16"
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """What the host must know to feed the decoder graph and own its KV cache."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    rope_theta: float
+    context_tokens: int
+    prefill_tokens: tuple[int, ...]  # ascending; one signature `prefill_<n>` each
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """float32 keys and values of all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * 4
+
+
+@dataclass(frozen=True)
+class VisionSpec:
+    """How pictures become tiles and tiles become visual tokens."""
+
+    tile_side: int  # px
+    tile_sides: tuple[int, ...]  # px, descending; one signature `tile_<side>` each
+    max_tiles: int
+    thumbnail: bool
+    patch_px: int  # side of the square that becomes one visual token (patch x pixel shuffle)
+    scales: tuple[float, ...]  # the VRC's classes, ascending
+    vrc_side: int  # px, side of the picture the VRC sees
+    auto_large_share: float  # branch "auto": large when at least this share of tiles is routed to the full side
+
+    def tokens(self, side_px: int) -> int:
+        """Visual tokens of one tile encoded at `side_px`."""
+        return (side_px // self.patch_px) ** 2
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Spellings of the tokens around visual tokens; "" where the model has none. See `hypervl.config`."""
+
+    image_start: str = ""
+    image_end: str = ""
+    tile_start: str = ""
+    row_end: str = ""
+    thumbnail_start: str = ""
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    tokenizer: File
+    chat_template: File | None
+    eos_token_ids: tuple[int, ...]
+    bos_token: str = ""  # spellings, as the chat template asks for them
+    eos_token: str = ""
+    image_tokens: ImageTokens = dataclasses.field(default_factory=ImageTokens)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    schema_version: int
+    model: str
+    source_sha256: str  # of the checkpoint's config, tensors and tokenizer
+    tools: dict[str, str]  # package -> version that made the graphs
+    components: tuple[Component, ...]
+    text: TextSpec
+    decoder: DecoderSpec | None
+    embedding: Embedding | None
+    vision: VisionSpec | None
+
+    def component(self, name: str) -> Component | None:
+        return next((c for c in self.components if c.name == name), None)
+
+    def files(self) -> tuple[File, ...]:
+        """Every file the bundle lists, without the manifest itself."""
+        found = [c.file for c in self.components] + [self.text.tokenizer]
+        found += [self.text.chat_template] if self.text.chat_template else []
+        found += [self.embedding.file] if self.embedding else []
+        return tuple(found)
+
+
+def to_json(manifest: Manifest) -> str:
+    return json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def from_json(text: str) -> Manifest:
+    """Reads `to_json`'s text; raises `BundleError` for a newer schema or a field that does not fit."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST_FILE} is not JSON: {error}", _AGAIN) from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise BundleError(f"{MANIFEST_FILE} names no schema_version", _AGAIN)
+    if version > SCHEMA_VERSION:
+        raise BundleError(
+            f"{MANIFEST_FILE} has schema {version}; this toolkit reads up to {SCHEMA_VERSION}",
+            "Update hypervl-edge on this machine, or convert the bundle with this version.",
+        )
+    manifest: Manifest = _build(Manifest, data, "")
+    return manifest
+
+
+_AGAIN = "Convert the checkpoint again, or copy the bundle again."
+
+
+def _build(kind: Any, value: Any, path: str) -> Any:
+    """Turns JSON `value` into `kind` (dataclass, tuple, dict, scalar, or union with None), naming a misfit."""
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = [k for k in typing.get_args(kind) if k is not type(None)]
+        return None if value is None else _build(inner[0], value, path)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise _misfit(path, "an object", value)
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise BundleError(f"{MANIFEST_FILE}: unknown field {path + unknown[0]!r}", _AGAIN)
+        required = {
+            f.name
+            for f in dataclasses.fields(kind)
+            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        }
+        absent = sorted(required - set(value))
+        if absent:
+            raise BundleError(f"{MANIFEST_FILE}: field {path + absent[0]!r} is missing", _AGAIN)
+        return kind(**{k: _build(hints[k], v, f"{path}{k}.") for k, v in value.items()})  # type: ignore[operator]
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _misfit(path, "a list", value)
+        item = typing.get_args(kind)[0]
+        return tuple(_build(item, v, f"{path}{i}.") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _misfit(path, "an object", value)
+        return {str(k): _build(typing.get_args(kind)[1], v, f"{path}{k}.") for k, v in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _misfit(path, kind.__name__, value)
+    return value
+
+
+def _misfit(path: str, expected: str, value: Any) -> BundleError:
+    return BundleError(f"{MANIFEST_FILE}: {path.rstrip('.')!r} is {value!r}, expected {expected}", _AGAIN)
