@@ -1,0 +1,34 @@
+# `make demo`, `make test` and `make lint` do all the set-up on a fresh clone.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: demo test lint fast clean
+
+demo: $(STAMP)
+	@$(BIN)/python scripts/demo.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+# Without real weights, emulation and long tests.
+fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not weights and not emulation and not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and alone: later packages then find it satisfied and do not bring a CUDA build.
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; choose one with make PYTHON=python3.12 (3.11 to 3.13)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .cache demo build *.egg-info

@@ -1,0 +1,84 @@
+"""The command `toolkit`: registers one module per command and turns errors into messages and exit codes.
+
+Nothing heavy is imported here, nor by the modules below at import time: a board has only the light install, and
+`toolkit --help` must answer at once. Each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+
+import typer
+
+from rpi_runtime.errors import EdgeError, ExitCode
+from toolkit import report
+from toolkit.commands.assemble import assemble
+from toolkit.commands.chat import chat
+from toolkit.commands.convert import convert
+from toolkit.commands.inspect import inspect
+from toolkit.commands.run import run
+from toolkit.commands.verify import verify
+
+app = typer.Typer(
+    name="toolkit",
+    help="Takes HyperVL, a vision-language model for edge devices, from PyTorch to a Raspberry Pi or a phone.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+for command in (assemble, convert, verify, inspect, run, chat):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 fine, 1 a check found something, 2 wrong usage, 3 could not check, 130 Ctrl-C."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except EdgeError as error:
+        if debug:
+            raise
+        report.error(error.message, error.remedy)
+        sys.exit(int(error.exit_code))
+    except KeyboardInterrupt:
+        report.error("stopped by Ctrl-C", "Nothing that was there before has changed.")
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        # The reader of our output left (`| head`): not an error of ours, and nothing more can be written there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(int(ExitCode.FINE))
+    except MemoryError:
+        if debug:
+            raise
+        report.error("out of memory", "Close other programs, or use a smaller model, recipe or context.")
+        sys.exit(int(ExitCode.COULD_NOT_CHECK))
+    except OSError as error:
+        if debug or error.errno is None:
+            raise
+        report.error(_describe(error), _REMEDIES.get(error.errno, "Check the path and try again."))
+        sys.exit(int(ExitCode.COULD_NOT_CHECK))
+
+
+_REMEDIES = {
+    errno.ENOSPC: "Free some space on that disk, or write to another one.",
+    errno.EACCES: "Choose a place that you may read and write, or change its permissions.",
+    errno.EPERM: "Choose a place that you may read and write, or change its permissions.",
+    errno.EROFS: "The file system is read-only: write to another one.",
+    errno.EMFILE: "Raise the limit of open files (`ulimit -n`).",
+}
+
+
+def _describe(error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""How results reach a person or a program: tables of at most 80 columns on stdout, JSON beside every table.
+
+Answers and tables go to stdout; progress and errors to stderr, so that `--json` output stays clean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+
+def error(message: str, remedy: str = "") -> None:
+    """`error: what was wrong` and, on the next line, what to do next."""
+    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    if remedy:
+        err.print(Text(remedy), soft_wrap=True)
+
+
+def warning(message: str) -> None:
+    err.print(Text.assemble(("warning: ", "bold yellow"), message), soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """A line about what is being done, on stderr."""
+    err.print(Text(message, style="dim"), soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
+    """Prints one table; the columns named in `right` are aligned to the right. Cells are plain text, not markup."""
+    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    out.print(drawn)
+
+
+def pairs(title: str, rows: Iterable[tuple[str, object]]) -> None:
+    """Prints a two-column list of names and values."""
+    drawn = Table(title=title or None, title_justify="left", box=None, show_header=False, pad_edge=False)
+    drawn.add_column(style="dim")
+    drawn.add_column(overflow="fold")
+    for name, value in rows:
+        drawn.add_row(name, Text(str(value)))
+    out.print(drawn)
+
+
+def print_json(value: Any) -> None:
+    """`value` (a dataclass or plain data) as JSON on stdout."""
+    sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and paths as what JSON knows."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)
+
+
+def megabytes(count_bytes: float) -> str:
+    """Decimal megabytes, as disks and `ls` count them."""
+    return f"{count_bytes / 1e6:.1f} MB"
