@@ -1,0 +1,158 @@
+"""An aarch64 Python with the device's own wheels, run under QEMU: the CPU of a Raspberry Pi without the board.
+
+`python scripts/emulation.py --cpu cortex-a72 -- -m toolkit.cli run BUNDLE ...` runs that on an emulated Pi 4.
+Nothing is installed on this machine and no root is needed: Debian's packages are downloaded with a private apt
+state and unpacked into `.cache/emulation`. QEMU comes from bookworm-backports, because version 7.2 shows programs
+this machine's /proc/cpuinfo instead of the emulated CPU's. Emulated times say nothing about a board's speed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+CACHE = Path(os.environ.get("HYPERVL_CACHE", Path(__file__).resolve().parent.parent / ".cache")) / "emulation"
+QEMU_SUITE = "bookworm-backports"
+ROOT_SUITE = "bookworm"
+ROOT_PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6", "zlib1g", "libc6")
+# pip matches each platform tag literally, so every tag a wheel may carry is named.
+PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
+WHEELS = ("ai-edge-litert==2.3.0", "numpy>=2,<2.4", "pillow", "tokenizers", "jinja2", "typer")
+PI4, PI5 = "cortex-a72", "cortex-a76"
+
+
+class Unavailable(Exception):
+    """The emulator or its root cannot be had here; the text says why."""
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """Runs `python3.11` of an unpacked aarch64 Debian."""
+
+    qemu: Path
+    root: Path
+    site_packages: Path
+
+    def python(
+        self, arguments: list[str], cpu: str, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `python3.11 arguments` on an emulated `cpu` ("cortex-a72" is a Pi 4, "cortex-a76" a Pi 5)."""
+        repo = Path(__file__).resolve().parent.parent
+        inside = {
+            "PYTHONPATH": f"{repo}{os.pathsep}{self.site_packages}",
+            "PYTHONHOME": str(self.root / "usr"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": os.environ.get("HOME", "/"),
+            "PATH": os.environ["PATH"],
+            "QEMU_CPU": cpu,
+            **(env or {}),
+        }
+        command = [str(self.qemu), "-L", str(self.root), str(self.root / "usr/bin/python3.11"), *arguments]
+        return subprocess.run(command, env=inside, capture_output=True, text=True, check=False)
+
+
+def prepare() -> Emulator:
+    """Downloads and unpacks what is missing (about 150 MB, once); raises `Unavailable` when it cannot be had."""
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise Unavailable(f"{tool} not found: the emulated root is made of Debian packages")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    mirror = _debian_mirror()
+    host = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
+    qemu = _unpacked("qemu", mirror, QEMU_SUITE, host, ("qemu-user",), dependencies=False) / "usr/bin/qemu-aarch64"
+    root = _unpacked("root-arm64", mirror, ROOT_SUITE, "arm64", ROOT_PACKAGES, dependencies=True)
+    return Emulator(qemu, root, _wheels())
+
+
+def _debian_mirror() -> str:
+    """The archive that this machine's apt already uses for Debian itself."""
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
+        capture_output=True,
+        text=True,
+    )
+    for line in listed.stdout.splitlines():
+        uri, _, release = line.partition(" ")
+        if release.startswith("bookworm") and "security" not in uri:
+            return uri
+    return "http://deb.debian.org/debian"
+
+
+def _unpacked(
+    name: str, mirror: str, suite: str, arch: str, packages: tuple[str, ...], *, dependencies: bool
+) -> Path:
+    """Folder with `packages` of `suite` unpacked (not installed), made once under the cache."""
+    target = CACHE / name
+    if target.exists():
+        return target
+    with tempfile.TemporaryDirectory(dir=CACHE) as work_name:
+        work = Path(work_name)
+        for folder in ("lists/partial", "archives/partial", "etc/apt.conf.d", "etc/preferences.d", "etc/trusted.gpg.d"):
+            (work / folder).mkdir(parents=True)
+        (work / "status").touch()
+        keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+        (work / "sources.list").write_text(f"deb [signed-by={keyring}] {mirror} {suite} main\n")
+        apt = [
+            "apt-get", "-q", "-o", f"Dir::State={work}", "-o", f"Dir::State::status={work}/status",
+            "-o", f"Dir::State::lists={work}/lists", "-o", f"Dir::Cache={work}", "-o", f"Dir::Cache::archives={work}/archives",
+            "-o", f"Dir::Etc={work}/etc", "-o", f"Dir::Etc::sourcelist={work}/sources.list", "-o", f"APT::Architecture={arch}",
+            "-o", f"APT::Architectures={arch}", "-o", "APT::Install-Recommends=false", "-o", "APT::Sandbox::User=",
+        ]  # fmt: skip
+        _run([*apt, "update"])
+        if dependencies:
+            _run([*apt, "install", "--yes", "--download-only", *packages])
+        else:
+            _run([*apt, "download", *packages], cwd=work / "archives")
+        unpacked = work / "unpacked"
+        unpacked.mkdir()
+        for deb in sorted((work / "archives").glob("*.deb")):
+            _run(["dpkg-deb", "-x", str(deb), str(unpacked)])
+        unpacked.rename(target)
+    return target
+
+
+def _wheels() -> Path:
+    """Folder with the light install's aarch64 wheels, made once under the cache."""
+    target = CACHE / "site-packages-arm64"
+    if target.exists():
+        return target
+    with tempfile.TemporaryDirectory(dir=CACHE) as work:
+        platforms = [part for tag in PLATFORMS for part in ("--platform", f"{tag}_aarch64")]
+        site = Path(work) / "site"
+        _run([sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(site), "--only-binary=:all:",
+              "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none",
+              *platforms, *WHEELS])  # fmt: skip
+        site.rename(target)
+    return target
+
+
+def _run(command: list[str], cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        raise Unavailable(f"`{' '.join(command[:1] + command[-2:])}` failed: {' / '.join(last)}")
+
+
+def main() -> int:
+    cpu, arguments = PI5, sys.argv[1:]
+    if arguments[:1] == ["--cpu"]:
+        cpu, arguments = arguments[1], arguments[2:]
+    if arguments[:1] == ["--"]:
+        arguments = arguments[1:]
+    try:
+        done = prepare().python(arguments, cpu)
+    except Unavailable as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 3
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
