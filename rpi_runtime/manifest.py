@@ -6,6 +6,7 @@ Same checkpoint and options give the same bytes, so nothing in it is a time, a h
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import types
 import typing
@@ -165,14 +166,18 @@ class Manifest:
 
 
 def to_json(manifest: Manifest) -> str:
-    return json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    """The manifest's text. Its field `manifest_sha256` covers all the others, so that a changed byte shows."""
+    return _sealed(dataclasses.asdict(manifest))
 
 
 def from_json(text: str) -> Manifest:
-    """Reads `to_json`'s text; raises `BundleError` for a newer schema or a field that does not fit."""
+    """Reads `to_json`'s text.
+
+    Raises `BundleError` for a newer schema, a field that does not fit, or a text that was changed since.
+    """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST_FILE} is not JSON: {error}", _AGAIN) from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):
@@ -182,10 +187,23 @@ def from_json(text: str) -> Manifest:
             f"{MANIFEST_FILE} has schema {version}; this toolkit reads up to {SCHEMA_VERSION}",
             "Update hypervl-edge on this machine, or convert the bundle with this version.",
         )
-    manifest: Manifest = _build(Manifest, data, "")
+    fields = {name: value for name, value in data.items() if name != _SEAL}
+    manifest: Manifest = _build(Manifest, fields, "")
+    if _sealed(fields) != text:
+        raise BundleError(f"{MANIFEST_FILE} was changed: its {_SEAL} does not fit the rest of it", _AGAIN)
     return manifest
 
 
+def _sealed(fields: dict[str, Any]) -> str:
+    digest = hashlib.sha256(_text(fields).encode()).hexdigest()
+    return _text({**fields, _SEAL: digest})
+
+
+def _text(fields: dict[str, Any]) -> str:
+    return json.dumps(fields, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+_SEAL = "manifest_sha256"
 _AGAIN = "Convert the checkpoint again, or copy the bundle again."
 
 
