@@ -1,0 +1,181 @@
+"""One vision branch: a SigLIP / SigLIP2 vision tower, pixel shuffle and projector.
+
+Choices:
+- Tensor names are those of Hugging Face's vision towers, so that their weights load as they are (the pooling
+  head is left out: an image-text model reads the patches).
+- Pictures come in as the runtime has them, NHWC in [0, 1]; the normalisation is folded into the patch
+  convolution (exact: a convolution is linear and the patches do not overlap the border).
+- What depends only on the tile side (folded convolution, interpolated positions) is in `TileConstants`, so
+  that an export bakes it into the graph and no graph resizes a constant.
+- Attention is written out at rank 4; nothing exceeds rank 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hypervl.config import VisionConfig
+from hypervl.norms import LayerNorm
+from hypervl.projector import Projector, pixel_shuffle
+
+
+class TileConstants(NamedTuple):
+    """What one branch needs to know about one tile side."""
+
+    patch_weight: Tensor  # [d, 3, P, P], normalisation folded in
+    patch_bias: Tensor  # [d]
+    positions: Tensor  # [1, patches, d], row-major
+
+
+class VisionBranch(nn.Module):
+    """`images` [N, side, side, 3] float in [0, 1] -> visual tokens [N, (side / patch / shuffle)^2, decoder
+    hidden].
+
+    `side` may be any multiple of `patch_size * pixel_shuffle`. Tokens are in row-major order.
+    """
+
+    def __init__(
+        self,
+        config: VisionConfig,
+        decoder_hidden: int,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        self.config = config
+        # Not buffers: they belong to the preprocessor's config, and a module built on "meta" would lose them.
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        shuffled = config.hidden_size * config.pixel_shuffle**2
+        self.projector = Projector(shuffled, decoder_hidden, config.layer_norm_eps)
+
+    def forward(self, images: Tensor, constants: TileConstants | None = None) -> Tensor:
+        patches = self.encode(images, constants)
+        count, _, width = patches.shape
+        grid = images.shape[1] // self.config.patch_size
+        squares = pixel_shuffle(patches.reshape(count, grid, grid, width), self.config.pixel_shuffle)
+        tokens: Tensor = self.projector(squares)
+        return tokens
+
+    def encode(self, images: Tensor, constants: TileConstants | None = None) -> Tensor:
+        """Patch features [N, patches, d] behind `post_layernorm`: transformers' `last_hidden_state`."""
+        weight, bias, positions = constants or self.constants(images.shape[1])
+        x = F.conv2d(images.permute(0, 3, 1, 2), weight, bias, stride=self.config.patch_size)
+        x = x.flatten(2).transpose(1, 2) + positions
+        features: Tensor = self.post_layernorm(self.encoder(x))
+        return features
+
+    def constants(self, side: int) -> TileConstants:
+        """The constants of tile side `side` px; an export computes them once and keeps them."""
+        return TileConstants(*self.folded_patch_embedding(), self.positions(side))
+
+    def folded_patch_embedding(self) -> tuple[Tensor, Tensor]:
+        """Weight [d, 3, P, P] and bias [d] of the patch convolution for pictures in [0, 1].
+
+        `conv((x - mean) / std)` is `conv'(x)` with `w' = w / std` and `b' = b - sum(w * mean / std)`.
+        """
+        conv = self.embeddings.patch_embedding
+        mean = torch.tensor(self.mean, dtype=conv.weight.dtype).reshape(1, 3, 1, 1)
+        weight = conv.weight / torch.tensor(self.std, dtype=conv.weight.dtype).reshape(1, 3, 1, 1)
+        assert conv.bias is not None
+        return weight, conv.bias - (weight * mean).sum((1, 2, 3))
+
+    def positions(self, side: int) -> Tensor:
+        """Position table for tile side `side` px: [1, patches, d], interpolated from the learned grid.
+
+        "bilinear" resizes as `Siglip2VisionModel` (antialiased), "bicubic" as `SiglipVisionModel` with
+        `interpolate_pos_encoding`.
+        """
+        config, table = self.config, self.embeddings.position_embedding.weight
+        learned, grid = config.image_size // config.patch_size, side // config.patch_size
+        if grid == learned:
+            return table.unsqueeze(0)
+        square = table.reshape(1, learned, learned, -1).permute(0, 3, 1, 2)
+        mode = config.position_interpolation
+        smooth = mode == "bilinear"
+        resized = F.interpolate(square, (grid, grid), mode=mode, align_corners=False, antialias=smooth)
+        return resized.flatten(2).transpose(1, 2)
+
+
+def patch_convolution_weight(linear_weight: Tensor, patch_size: int) -> Tensor:
+    """Turns the patch weight of a NaFlex SigLIP2, linear [d, P * P * 3], into [d, 3, P, P]."""
+    return linear_weight.reshape(-1, patch_size, patch_size, 3).permute(0, 3, 1, 2).contiguous()
+
+
+class Embeddings(nn.Module):
+    """Holds the two tensors; `VisionBranch.constants` says how they are used."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        d, patch = config.hidden_size, config.patch_size
+        self.patch_embedding = nn.Conv2d(3, d, patch, stride=patch)
+        self.position_embedding = nn.Embedding((config.image_size // patch) ** 2, d)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = Attention(config)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        x = x + self.mlp(self.layer_norm2(x))
+        return x
+
+
+class Attention(nn.Module):
+    """Every patch sees every patch; [N, patches, d] -> the same."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.heads, self.head_dim = config.num_attention_heads, d // config.num_attention_heads
+        self.q_proj = nn.Linear(d, d)
+        self.k_proj = nn.Linear(d, d)
+        self.v_proj = nn.Linear(d, d)
+        self.out_proj = nn.Linear(d, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Scaling the queries and not the scores keeps q @ k inside fp16.
+        q = self._split(self.q_proj(x) * self.head_dim**-0.5)
+        k, v = self._split(self.k_proj(x)), self._split(self.v_proj(x))
+        weights = torch.softmax(q @ k.transpose(2, 3), dim=-1)
+        mixed: Tensor = self.out_proj((weights @ v).transpose(1, 2).reshape(x.shape))
+        return mixed
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[N, patches, d] -> [N, heads, patches, head_dim]"""
+        return x.reshape(x.shape[0], x.shape[1], self.heads, self.head_dim).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.fc1(x), approximate="tanh")
+        x = self.fc2(x)
+        return x
