@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hypervl.attention import products, weighted_sum
 from hypervl.config import DecoderConfig
 from hypervl.norms import RMSNorm
 
@@ -111,9 +112,9 @@ class Attention(nn.Module):
 
         # Scaling the queries and not the scores keeps q @ k inside fp16.
         q = (q * hd**-0.5).reshape(1, kv, self.heads // kv * tokens, hd)
-        scores = torch.cat([q @ k_cache.transpose(2, 3), q @ k.transpose(2, 3)], dim=-1) + mask
+        scores = torch.cat([products(q, k_cache), products(q, k)], dim=-1) + mask
         weights = torch.softmax(scores, dim=-1)
-        y = weights[..., :slots] @ v_cache + weights[..., slots:] @ v
+        y = weighted_sum(weights[..., :slots], v_cache) + weighted_sum(weights[..., slots:], v)
         y = y.reshape(1, self.heads, tokens, hd).transpose(1, 2).reshape(1, tokens, self.heads * hd)
         return self.o_proj(y), k, v
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hypervl.attention import products, weighted_sum
 from hypervl.config import VisionConfig
 from hypervl.norms import LayerNorm
 from hypervl.projector import Projector, pixel_shuffle
@@ -68,7 +69,7 @@ class VisionBranch(nn.Module):
         """Patch features [N, patches, d] behind `post_layernorm`: transformers' `last_hidden_state`."""
         weight, bias, positions = constants or self.constants(images.shape[1])
         x = F.conv2d(images.permute(0, 3, 1, 2), weight, bias, stride=self.config.patch_size)
-        x = x.flatten(2).transpose(1, 2) + positions
+        x = x.permute(0, 2, 3, 1).flatten(1, 2) + positions
         features: Tensor = self.post_layernorm(self.encoder(x))
         return features
 
@@ -160,8 +161,8 @@ class Attention(nn.Module):
         # Scaling the queries and not the scores keeps q @ k inside fp16.
         q = self._split(self.q_proj(x) * self.head_dim**-0.5)
         k, v = self._split(self.k_proj(x)), self._split(self.v_proj(x))
-        weights = torch.softmax(q @ k.transpose(2, 3), dim=-1)
-        mixed: Tensor = self.out_proj((weights @ v).transpose(1, 2).reshape(x.shape))
+        weights = torch.softmax(products(q, k), dim=-1)
+        mixed: Tensor = self.out_proj(weighted_sum(weights, v).transpose(1, 2).reshape(x.shape))
         return mixed
 
     def _split(self, x: Tensor) -> Tensor:
