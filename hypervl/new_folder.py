@@ -45,7 +45,7 @@ def new_folder(
         yield scratch
         if not exists:
             scratch.rename(target)
-        elif not _exchange(scratch, target):
+        elif not exchange(scratch, target):
             aside = target.with_name(f".{target.name}.replaced")
             target.rename(aside)
             scratch.rename(target)
@@ -63,8 +63,8 @@ def _refuse_foreign(target: Path, ours: Callable[[str], bool]) -> None:
         raise UsageError(f"{target} holds {foreign[0]!r}, and is not replaced", "Choose another name.")
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two paths in one step; False where the system cannot (renameat2 is not of every system and disk)."""
+def exchange(one: Path, other: Path) -> bool:
+    """Swaps two paths in one step; False where the system cannot (not every system and disk can)."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:
         return False

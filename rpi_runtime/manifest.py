@@ -195,7 +195,7 @@ def from_json(text: str) -> Manifest:
 
 
 def _sealed(fields: dict[str, Any]) -> str:
-    digest = hashlib.sha256(_text(fields).encode()).hexdigest()
+    digest = hashlib.sha256(_text(fields).encode("utf-8", "surrogatepass")).hexdigest()
     return _text({**fields, _SEAL: digest})
 
 

@@ -1,0 +1,153 @@
+"""What a convert was asked to do, and the plan that follows once the model's shape is known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from converters.recipes import Recipe, parse_recipes
+from delegates import DELEGATES
+from hypervl.config import HyperVLConfig
+from rpi_runtime.errors import UsageError, nearest
+from rpi_runtime.manifest import COMPONENTS, DECODER, VISION_BASE, VISION_LARGE
+
+EMBEDDINGS = ("int8", "fp16")
+DEFAULT_CONTEXT_TOKENS = 1024
+DEFAULT_PREFILL_TOKENS = (8, 32, 128)
+# Beside the visual tokens of one tile, a question and a short answer must fit.
+LEAST_TEXT_TOKENS = 32
+
+_BRANCHES = (VISION_BASE, VISION_LARGE)
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """The user's words; None is the default that fits the model."""
+
+    components: tuple[str, ...] = COMPONENTS  # "vision" stands for both branches
+    recipe: str = ""  # see `converters.recipes.parse_recipes`
+    tile_sides: tuple[int, ...] | None = None  # px
+    prefill_tokens: tuple[int, ...] | None = None
+    context_tokens: int | None = None
+    embedding: str = "int8"
+    delegate: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided. `recipes` has one entry per component."""
+
+    components: tuple[str, ...]
+    recipes: dict[str, Recipe]
+    tile_sides: tuple[int, ...]  # px, descending; () without a vision branch
+    prefill_tokens: tuple[int, ...]  # ascending; () without a decoder
+    context_tokens: int  # 0 without a decoder
+    embedding: str
+    delegate: str
+
+    @property
+    def has_vision(self) -> bool:
+        return any(c in self.components for c in _BRANCHES)
+
+
+def plan(options: ConvertOptions, config: HyperVLConfig) -> Plan:
+    """Fills in defaults; raises `UsageError`, naming the value, for what the model cannot become."""
+    components = _components(options.components)
+    recipes = parse_recipes(options.recipe or "int8")
+    if options.embedding not in EMBEDDINGS:
+        raise nearest(options.embedding, EMBEDDINGS, "embedding type")
+    if options.delegate not in DELEGATES:
+        raise nearest(options.delegate, DELEGATES, "delegate")
+    sides = _tile_sides(options.tile_sides, components, config)
+    context = _context(options.context_tokens, sides, components, config)
+    return Plan(
+        components=components,
+        recipes={c: recipes[c] for c in components},
+        tile_sides=sides,
+        prefill_tokens=_prefill(options.prefill_tokens, context),
+        context_tokens=context,
+        embedding=options.embedding,
+        delegate=options.delegate,
+    )
+
+
+def _components(asked: tuple[str, ...]) -> tuple[str, ...]:
+    wanted: set[str] = set()
+    for name in asked:
+        if name not in (*COMPONENTS, "vision"):
+            raise nearest(name, (*COMPONENTS, "vision"), "component")
+        wanted |= set(_BRANCHES) if name == "vision" else {name}
+    if not wanted:
+        raise UsageError("no component is named", f"Known: {', '.join(COMPONENTS)}.")
+    return tuple(c for c in COMPONENTS if c in wanted)
+
+
+def _tile_sides(
+    asked: tuple[int, ...] | None, components: tuple[str, ...], config: HyperVLConfig
+) -> tuple[int, ...]:
+    tiling = config.tiling
+    if asked is None:
+        asked = tiling.tile_sides
+    elif not any(c in components for c in _BRANCHES):
+        raise UsageError("tile sides are given, but no vision branch is converted", "Leave --tile-sides out.")
+    known = f"The checkpoint's own are {', '.join(map(str, tiling.tile_sides))} px."
+    if not asked:
+        raise UsageError("no tile side is given", known)
+    for side in asked:
+        if not 0 < side <= tiling.tile_side:
+            raise UsageError(f"tile side {side} px is not between 1 and {tiling.tile_side} px", known)
+        for branch in (c.removeprefix("vision_") for c in components if c in _BRANCHES):
+            vision = config.vision(branch)
+            token_px = vision.patch_size * vision.pixel_shuffle
+            if side % token_px:
+                below, above = side // token_px * token_px, -(-side // token_px) * token_px
+                fits = [s for s in (below, above) if 0 < s <= tiling.tile_side]
+                raise UsageError(
+                    f"tile side {side} px is not a multiple of {token_px} px "
+                    f"(patch {vision.patch_size} x pixel shuffle {vision.pixel_shuffle})",
+                    f"Nearest that fit: {', '.join(map(str, fits))} px. {known}",
+                )
+    return tuple(sorted(set(asked), reverse=True)) if any(c in components for c in _BRANCHES) else ()
+
+
+def _context(
+    asked: int | None, sides: tuple[int, ...], components: tuple[str, ...], config: HyperVLConfig
+) -> int:
+    most = config.decoder.max_position_embeddings
+    if DECODER not in components:
+        if asked is not None:
+            raise UsageError("a context is given, but the decoder is not converted", "Leave --context out.")
+        return 0
+    vision = config.vision_base
+    tile_tokens = (min(sides) // (vision.patch_size * vision.pixel_shuffle)) ** 2 if sides else 0
+    least = tile_tokens + LEAST_TEXT_TOKENS
+    context = min(DEFAULT_CONTEXT_TOKENS, most) if asked is None else asked
+    if context < least:
+        holds = f"one tile of {min(sides)} px takes {tile_tokens} tokens; " if sides else ""
+        raise UsageError(
+            f"a context of {context} tokens is too small: {holds}text needs at least {LEAST_TEXT_TOKENS}",
+            f"Ask for {least} to {most} tokens.",
+        )
+    if context > most:
+        raise UsageError(
+            f"a context of {context} tokens is more than the model knows positions for ({most})",
+            f"Ask for {least} to {most} tokens.",
+        )
+    return context
+
+
+def _prefill(asked: tuple[int, ...] | None, context: int) -> tuple[int, ...]:
+    if not context:
+        if asked is not None:
+            raise UsageError("prefill is given, but the decoder is not converted", "Leave --prefill out.")
+        return ()
+    if asked is None:
+        return tuple(n for n in DEFAULT_PREFILL_TOKENS if n <= context)
+    if not asked:
+        raise UsageError("no prefill length is given", f"Ask for lengths from 2 to {context} tokens.")
+    for tokens in asked:
+        if not 2 <= tokens <= context:
+            raise UsageError(
+                f"prefill of {tokens} tokens does not fit a context of {context}",
+                f"Ask for lengths from 2 to {context} tokens, or for a larger --context.",
+            )
+    return tuple(sorted(set(asked)))
