@@ -49,7 +49,7 @@ Box = tuple[float, float, float, float]  # left, upper, right, lower in px of th
 
 _JPEG_SCALES = (8, 4, 2, 1)
 _BAND_ROWS = 256
-_ORIENTATION = 0x0112
+_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 # EXIF orientation -> what turns stored pixels upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -96,8 +96,9 @@ class Picture:
         size: tuple[int, int],
         orientation: int,
         max_pixels: int,
-        scalable: bool,
-        stream: IO[bytes] | None,
+        is_jpeg: bool = False,
+        buffered_whole: bool = True,
+        stream: IO[bytes] | None = None,
     ) -> None:
         self.name = name
         self.size = size
@@ -107,7 +108,8 @@ class Picture:
         self._orientation = orientation
         self._scale = 1  # stored px per held px
         self._max_pixels = max_pixels
-        self._scalable = scalable  # a baseline JPEG: libjpeg can decode it smaller
+        self._is_jpeg = is_jpeg  # libjpeg can decode it smaller
+        self._buffered_whole = buffered_whole  # and yet holds as much as the whole picture while it does
         self._stream = stream
 
     def decode(self, width: int, height: int) -> None:
@@ -121,17 +123,25 @@ class Picture:
         wanted = _stored_size((width, height), self._orientation)
         stored = _stored_size(self.size, self._orientation)
         shrink = max(1, min(stored[0] // max(1, wanted[0]), stored[1] // max(1, wanted[1])))
-        jpeg_scale = next(s for s in _JPEG_SCALES if s <= shrink) if self._scalable else 1
-        _check_pixels(self.name, stored, jpeg_scale, self._max_pixels)
-        with _pillow_errors(self.name, "cannot be decoded"):
-            if self._scalable:
-                image.draft(None, (stored[0] // jpeg_scale, stored[1] // jpeg_scale))
-            image.load()
-            self._orientation = _orientation(image)  # Pillow 10 and newer turn a TIFF while they load it
-            reduce = 1 if jpeg_scale > 1 else shrink
-            self._pixels = _settle(image, reduce, self.name)
+        jpeg_scale = next(s for s in _JPEG_SCALES if s <= shrink) if self._is_jpeg else 1
+        _check_pixels(self.name, stored, 1 if self._buffered_whole else jpeg_scale, self._max_pixels)
+        reduce = shrink // jpeg_scale
+        try:
+            with _pillow_errors(self.name, "cannot be decoded"):
+                if self._is_jpeg:
+                    image.draft(None, (stored[0] // jpeg_scale, stored[1] // jpeg_scale))
+                image.load()
+                if isinstance(image, TiffImagePlugin.TiffImageFile):
+                    self._orientation = _orientation(image)  # newer Pillows turn a TIFF while they load it
+                self._pixels = _settle(image, reduce, self.name)
+        finally:
+            self.close()
         self._scale = jpeg_scale * reduce
-        self.close()
+
+    @property
+    def held_px(self) -> tuple[int, int]:
+        """Width and height of what `decode` kept, stored way round; (0, 0) before it."""
+        return self._pixels.size if self._pixels is not None else (0, 0)
 
     def crop(self, box: Box, width: int, height: int) -> np.ndarray:
         """Resamples `box` (antialiased bicubic) to `[height, width, 3]` uint8; neighbours outside it count.
@@ -188,13 +198,12 @@ def _from_stream(stream: IO[bytes], size_bytes: int, name: str, max_pixels: int)
             "Scale it down or save it as JPEG first.",
         )
     image = _read_header(stream, name)
-    scalable = isinstance(image, JpegImagePlugin.JpegImageFile) and not _jpeg_is_buffered_whole(stream)
-    stored = (
-        (image.tag_v2[256], image.tag_v2[257])
-        if isinstance(image, TiffImagePlugin.TiffImageFile)
-        else image.size
-    )
-    _check_pixels(name, stored, 8 if scalable else 1, max_pixels)
+    is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
+    buffered_whole = not is_jpeg or _jpeg_is_buffered_whole(stream)
+    stored = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        stored = (int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT]))  # its size may be turned
+    _check_pixels(name, stored, 1 if buffered_whole else 8, max_pixels)
     orientation = _orientation(image)
     position = stream.tell()
     stream.seek(0)
@@ -209,7 +218,8 @@ def _from_stream(stream: IO[bytes], size_bytes: int, name: str, max_pixels: int)
         size=_stored_size(stored, orientation),
         orientation=orientation,
         max_pixels=max_pixels,
-        scalable=scalable,
+        is_jpeg=is_jpeg,
+        buffered_whole=buffered_whole,
         stream=stream,
     )
 
@@ -235,8 +245,6 @@ def _from_pillow(image: Image.Image, max_pixels: int) -> Picture:
         size=_stored_size(image.size, orientation),
         orientation=orientation,
         max_pixels=max_pixels,
-        scalable=False,
-        stream=None,
     )
 
 
@@ -292,15 +300,15 @@ def _jpeg_is_buffered_whole(stream: IO[bytes]) -> bool:
     try:
         stream.seek(2)
         components = 0
-        while len(marker := stream.read(4)) == 4 and marker[0] == 0xFF:
-            kind, length = marker[1], int.from_bytes(marker[2:], "big")
-            body = stream.read(length - 2) if length >= 2 else b""
-            if len(body) != length - 2:
-                return True
-            if kind in (0xC0, 0xC1) and len(body) > 5:
+        while stream.read(1) == b"\xff":
+            while (kind := stream.read(1)) == b"\xff":  # fill bytes
+                pass
+            length = int.from_bytes(stream.read(2), "big")
+            body = stream.read(max(0, length - 2))
+            if kind == b"\xda":
+                return components == 0 or body[:1] != bytes([components])
+            if kind in (b"\xc0", b"\xc1") and len(body) > 5:
                 components = body[5]
-            elif kind == 0xDA:
-                return not body or body[0] != components
         return True
     finally:
         stream.seek(position)
