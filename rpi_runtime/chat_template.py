@@ -1,9 +1,10 @@
 """The model's own chat template, rendered as transformers renders it, and kept on a short leash.
 
 Same Jinja environment as transformers' `apply_chat_template` (5.23: sandbox, trimmed blocks, loop controls,
-`raise_exception`, `strftime_now`, its `tojson`, `{% generation %}` read as a plain block), so that the result is
-the same byte for byte. A template comes with a bundle that somebody else may have made, so the work and the text
-that it may spend are bounded too; the sandbox alone stops neither an endless loop nor `'a' * 10**12`.
+`raise_exception`, `strftime_now`, its `tojson`, `{% generation %}` read as a plain block), so that the result
+is the same byte for byte. A template comes with a bundle that somebody else may have made, so the work
+and the text that it may spend are bounded too: the sandbox alone stops neither an endless loop nor
+`'a' * 10**12`.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation as text. `messages` have `role` and `content`.
 
-        Raises `UsageError` with the template's own words when it refuses the messages (`raise_exception`), and
-        `BundleError` when it fails, reaches out of its sandbox, or spends more than its bounds.
+        Raises `UsageError` with the template's own words when it refuses the messages (`raise_exception`),
+        and `BundleError` when it fails, reaches out of its sandbox, or spends more than its bounds.
         """
         pieces: list[str] = []
         with self._one_at_a_time:

@@ -4,19 +4,20 @@ Two steps, because the second needs to know how each picture was cut and routed:
 
 1. `tokenise`: messages -> items, each a token id or an `ImageSlot`. Only the chat template writes control
    tokens: a control token that a message merely spells stays text.
-2. `layout`: every slot becomes its tiles' visual tokens between their separators. The resulting `Prompt` counts
-   positions before anything is encoded, names each position so that a later turn can reuse the KV cache, and
-   lists the runs to feed.
+2. `layout`: every slot becomes its tiles' visual tokens between their separators. The resulting `Prompt`
+   counts positions before anything is encoded, names each position so that a later turn can reuse the KV
+   cache, and lists the runs to feed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from rpi_runtime.errors import UsageError
+from rpi_runtime.disguise import Disguise
+from rpi_runtime.errors import BundleError, UsageError, nearest
 from rpi_runtime.manifest import ImageTokens
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ IMAGE = Mark.IMAGE
 class Control:
     """A control token in a message's content that the model itself produced, such as Qwen3's `</think>`.
 
-    `TextCodec.content` makes these from generated ids. Text that only spells the token is a `str`.
+    `answer_parts` makes these from generated ids. Text that only spells the token is a `str`.
     """
 
     spelling: str
@@ -189,10 +190,60 @@ def tokenise(
     With ordinary text the ids are those of transformers' `apply_chat_template(..., tokenize=True)`. Without a
     chat template the contents are simply joined, in order, with nothing between them.
 
-    Raises `UsageError` for an unknown role, no message, or messages that the template refuses (for instance two
-    user turns in a row), and `BundleError` for a template that fails otherwise.
+    Raises `UsageError` for an unknown role, no message, or messages that the template refuses (for instance
+    two user turns in a row), and `BundleError` for a template that fails otherwise.
     """
-    raise NotImplementedError
+    if not messages:
+        raise UsageError("there is no message to answer", "Give a prompt.")
+    for message in messages:
+        if message.role not in ROLES:
+            raise nearest(message.role, ROLES, "role")
+    parts = [part for message in messages for part in message.parts]
+    disguise = Disguise(codec, [part for part in parts if isinstance(part, str)], parts.count(IMAGE))
+    places = iter(disguise.places)
+    turns = [
+        {
+            "role": message.role,
+            "content": "".join(
+                disguise.hide(part)
+                if isinstance(part, str)
+                else part.spelling
+                if isinstance(part, Control)
+                else next(places)
+                for part in message.parts
+            ),
+        }
+        for message in messages
+    ]
+    if codec.template is None:
+        rendered = "".join(turn["content"] for turn in turns)
+    else:
+        rendered = codec.template.render(turns, add_generation_prompt)
+    slots = {place: ImageSlot(index) for index, place in enumerate(disguise.places)}
+    items = tuple(slots[item] if isinstance(item, str) else item for item in disguise.encode(rendered))
+    if [item for item in items if isinstance(item, ImageSlot)] != list(slots.values()):
+        raise BundleError(
+            f"the chat template does not keep the {len(slots)} pictures of the messages, each once, in order",
+            "Convert the checkpoint again with a template that shows every message's content once.",
+        )
+    return items
+
+
+def answer_parts(codec: TextCodec, ids: Sequence[int]) -> tuple[Part, ...]:
+    """Generated `ids` as the content of an assistant's message, for the next turn's prompt.
+
+    Special tokens are left out, other control tokens stay `Control`, so that the template can act on them.
+    """
+    parts: list[Part] = []
+    text: list[int] = []
+    for token_id in ids:
+        spelling = codec.control(token_id)
+        if spelling is None:
+            text.append(token_id)
+        else:
+            parts += [codec.decode(text), Control(spelling)]
+            text = []
+    return tuple(part for part in [*parts, codec.decode(text)] if part)
 
 
 def layout(
@@ -212,4 +263,42 @@ def layout(
     Raises `UsageError` when there are more or fewer plans than slots, `BundleError` for a separator that the
     tokenizer does not have.
     """
-    raise NotImplementedError
+    slots = sum(isinstance(item, ImageSlot) for item in items)
+    if slots != len(plans):
+        raise UsageError(
+            f"the messages have a place for {slots} pictures, and {len(plans)} are given",
+            "Give one picture for each place.",
+        )
+
+    def separator(spelling: str) -> list[int]:
+        return [codec.token(spelling)] if spelling else []
+
+    def tile(plan: ImagePlan, slot: ImageSlot, number: int) -> VisualRun:
+        side = plan.sides[number]
+        key = VisualKey(plan.digest, plan.branch, plan.columns, plan.rows, number, side)
+        return VisualRun(slot.index, number, side, 0, tokens_of_side(side), key)
+
+    def picture(slot: ImageSlot) -> Iterator[list[int] | VisualRun]:
+        plan = plans[slot.index]
+        yield separator(spellings.image_start)
+        for row in range(plan.rows):
+            for column in range(plan.columns):
+                yield separator(spellings.tile_start)
+                yield tile(plan, slot, row * plan.columns + column)
+            yield separator(spellings.row_end)
+        if plan.thumbnail:
+            yield separator(spellings.thumbnail_start)
+            yield tile(plan, slot, plan.rows * plan.columns)
+        yield separator(spellings.image_end)
+
+    runs: list[Run] = []
+    ids: list[int] = []
+    for item in items:
+        for piece in picture(item) if isinstance(item, ImageSlot) else ([item],):
+            if isinstance(piece, list):
+                ids += piece
+                continue
+            runs += [TokenRun(tuple(ids)), piece]
+            ids = []
+    runs.append(TokenRun(tuple(ids)))
+    return Prompt(tuple(run for run in runs if run.tokens))
