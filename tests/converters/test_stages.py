@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -290,20 +291,20 @@ def memory_group() -> Iterator[Path]:
     """A control group with 96 MB that this user may put processes into."""
     for base, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
         group = Path(base) / f"hypervl-edge-test-{os.getpid()}"
-        try:
+        with contextlib.suppress(OSError):
             group.mkdir()
-        except OSError:
-            continue
-        try:
-            (group / limit).write_text(str(96 * MB))
-        except OSError:
-            group.rmdir()
-            continue
-        yield group
-        assert _until(lambda: not (group / "cgroup.procs").read_text())
-        group.rmdir()
-        return
-    pytest.skip("may not make a control group with a memory limit here")
+            try:
+                (group / limit).write_text(str(96 * MB))
+            except OSError:
+                group.rmdir()
+                raise
+            break
+    else:
+        pytest.skip("may not make a control group with a memory limit here")
+    yield group
+    processes = group / "cgroup.procs"
+    assert _until(lambda: not processes.read_text())
+    group.rmdir()
 
 
 def test_a_real_kill_by_the_kernel_is_told_as_such(memory_group: Path, tmp_path: Path) -> None:
@@ -314,9 +315,9 @@ def test_a_real_kill_by_the_kernel_is_told_as_such(memory_group: Path, tmp_path:
         from rpi_runtime.errors import ResourceError
         pathlib.Path({str(memory_group / "cgroup.procs")!r}).write_text(str(os.getpid()))
         print("room", host.memory_available()[0])
+        stage = Stage("export x", {task("take_memory")!r}, {{"bytes": 1 << 30}}, {{}}, {{"file": "n"}})
         try:
-            run_stages([Stage("export x", {task("take_memory")!r}, {{"bytes": 1 << 30}}, {{}}, {{"file": "n"}})],
-                       pathlib.Path({str(tmp_path)!r}))
+            run_stages([stage], pathlib.Path({str(tmp_path)!r}))
         except ResourceError as error:
             print(error)
     """
