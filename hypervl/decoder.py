@@ -54,7 +54,8 @@ class Decoder(nn.Module):
         head_dim].
         """
         # One mask row per query row: the queries of a group are stacked along the token axis.
-        mask = mask.repeat(1, 1, self.config.num_attention_heads // self.config.num_key_value_heads, 1)
+        # Joined and not repeated: litert-torch lowers `repeat` through tensors of rank 8.
+        mask = torch.cat([mask] * (self.config.num_attention_heads // self.config.num_key_value_heads), dim=2)
         x, new_kv = embeddings, []
         for i, layer in enumerate(self.layers):
             x, k, v = layer(x, rope_cos, rope_sin, mask, kv[2 * i], kv[2 * i + 1])
