@@ -203,7 +203,9 @@ def expected_tensors(config: HyperVLConfig) -> dict[str, Tensor]:
         return {f"{c}.{n}": t for c in COMPONENTS for n, t in named_tensors(component(config, c))}
 
 
-def check_tensors(where: str, found: Mapping[str, Stored], expected: Mapping[str, Tensor]) -> None:
+def check_tensors(
+    where: str, found: Mapping[str, Stored], expected: Mapping[str, Tensor], must_fit: str = "its config.json"
+) -> None:
     """Raises `CheckpointError` with the first missing, unexpected and misshaped tensors and their count."""
     missing = [n for n in expected if n not in found]
     unexpected = [n for n in found if n not in expected]
@@ -224,8 +226,8 @@ def check_tensors(where: str, found: Mapping[str, Stored], expected: Mapping[str
     ]
     if problems:
         raise CheckpointError(
-            f"{where} does not fit its config.json: {'; '.join(problems)}",
-            "Correct config.json, or assemble the checkpoint again.",
+            f"{where} does not fit {must_fit}: {'; '.join(problems)}",
+            "Weights and config must come from one model: copy both again, or correct the config.",
         )
 
 

@@ -1,8 +1,7 @@
-"""Tensors in `model.safetensors`, or in shards with `model.safetensors.index.json`: mapped when read, streamed
-when written.
+"""Tensors in `model.safetensors`, or in shards with an index: mapped when read, streamed when written.
 
-A tensor costs memory only while it is used. Every header is checked against its file before anything is read, so
-that a cut or damaged file has its own message. Writing asks for one tensor at a time, so that a model larger than
+A tensor costs memory only while it is used. Every header is checked against its file before anything is read,
+so that a cut or damaged file has its own message. Writing asks for one tensor at a time: a model larger than
 memory can be written. The same tensors give the same bytes.
 
 The format is at https://huggingface.co/docs/safetensors: 8 bytes of header length, a JSON header, the data.
@@ -53,7 +52,7 @@ class TensorFiles:
 
     @classmethod
     def open(cls, path: Path) -> TensorFiles:
-        """Reads the headers of `path`: a `.safetensors` file, or a folder with one or with shards and an index.
+        """Reads the headers of `path`: a `.safetensors` file, or a folder with one or with shards.
 
         Raises `CheckpointError` for a file that is missing, cut or damaged, or of an unknown dtype.
         """
