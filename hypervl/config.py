@@ -121,7 +121,7 @@ class HyperVLConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> HyperVLConfig:
-        """Reads what `to_dict` wrote; raises `CheckpointError` naming the field that is missing or unknown."""
+        """Reads what `to_dict` wrote; raises `CheckpointError` naming the field that is not right."""
         if data.get("model_type") != "hypervl":
             raise CheckpointError(
                 f"config.json: model_type is {data.get('model_type')!r}, not 'hypervl'",
@@ -140,26 +140,52 @@ def check(config: HyperVLConfig) -> None:
         if not ok:
             raise CheckpointError(f"config.json: {what}", "Correct the field and try again.")
 
+    for part in PARTS:
+        for f in dataclasses.fields(PARTS[part]):
+            value = getattr(getattr(config, part), f.name)
+            if f.type in ("int", "float"):
+                need(value > 0, f"{part}.{f.name} is {value}, and must be above 0")
     d, t, r = config.decoder, config.tiling, config.vrc
-    need(d.num_attention_heads % d.num_key_value_heads == 0, f"decoder: {d.num_attention_heads} heads cannot share "
-         f"{d.num_key_value_heads} key/value heads")
+    need(
+        all(len(row) == 5 and min(row) > 0 for row in r.stages), "vrc.stages: a row is not 5 numbers above 0"
+    )
+    need(
+        len(t.image_mean) == len(t.image_std) == 3 and 0 not in t.image_std,
+        "tiling.image_mean and image_std need 3 numbers each, and no deviation may be 0",
+    )
+    need(
+        d.num_attention_heads % d.num_key_value_heads == 0,
+        f"decoder: {d.num_attention_heads} heads cannot share {d.num_key_value_heads} key/value heads",
+    )
     need(d.head_dim % 2 == 0, f"decoder.head_dim {d.head_dim} is odd; RoPE turns pairs")
-    need(bool(t.tile_sides) and list(t.tile_sides) == sorted(set(t.tile_sides), reverse=True),
-         f"tiling.tile_sides {list(t.tile_sides)} is not a descending list")
+    need(
+        bool(t.tile_sides) and list(t.tile_sides) == sorted(set(t.tile_sides), reverse=True),
+        f"tiling.tile_sides {list(t.tile_sides)} is not a descending list",
+    )
     need(t.tile_sides[0] == t.tile_side, f"tiling.tile_sides must begin with tile_side {t.tile_side}")
-    need(t.max_tiles >= 1, f"tiling.max_tiles {t.max_tiles} is below 1")
-    need(bool(r.scales) and list(r.scales) == sorted(set(r.scales)) and 0 < r.scales[0] and r.scales[-1] == 1.0,
-         f"vrc.scales {list(r.scales)} is not an ascending list that ends with 1.0")
+    need(
+        bool(r.scales)
+        and list(r.scales) == sorted(set(r.scales))
+        and r.scales[0] > 0
+        and r.scales[-1] == 1.0,
+        f"vrc.scales {list(r.scales)} is not an ascending list that ends with 1.0",
+    )
     for branch in BRANCHES:
         v = config.vision(branch)
-        need(v.hidden_size % v.num_attention_heads == 0,
-             f"vision_{branch}: hidden_size {v.hidden_size} is not a multiple of {v.num_attention_heads} heads")
-        need(v.position_interpolation in ("bilinear", "bicubic"),
-             f"vision_{branch}.position_interpolation {v.position_interpolation!r} is neither bilinear nor bicubic")
+        need(
+            v.hidden_size % v.num_attention_heads == 0,
+            f"vision_{branch}: hidden_size {v.hidden_size} is no multiple of {v.num_attention_heads} heads",
+        )
+        need(
+            v.position_interpolation in ("bilinear", "bicubic"),
+            f"vision_{branch}.position_interpolation {v.position_interpolation!r} is not bilinear or bicubic",
+        )
         for side in t.tile_sides:
-            need(side % (v.patch_size * v.pixel_shuffle) == 0,
-                 f"tile side {side} px is not a multiple of {v.patch_size * v.pixel_shuffle} px "
-                 f"(vision_{branch}: patch {v.patch_size} x pixel shuffle {v.pixel_shuffle})")
+            need(
+                side % (v.patch_size * v.pixel_shuffle) == 0,
+                f"tile side {side} px is not a multiple of {v.patch_size * v.pixel_shuffle} px "
+                f"(vision_{branch}: patch {v.patch_size} x pixel shuffle {v.pixel_shuffle})",
+            )
 
 
 def _read(cls: type, data: dict[str, Any], path: str) -> Any:
@@ -167,7 +193,9 @@ def _read(cls: type, data: dict[str, Any], path: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            raise CheckpointError(f"config.json: unknown field {path + key!r}", nearest(key, fields, "field").remedy)
+            raise CheckpointError(
+                f"config.json: unknown field {path + key!r}", nearest(key, fields, "field").remedy
+            )
     values: dict[str, Any] = {}
     for name, f in fields.items():
         if name not in data:
@@ -189,10 +217,13 @@ _SCALARS = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)
 
 def _value(value: Any, declared: str, path: str) -> Any:
     if declared.startswith("tuple"):
-        if not isinstance(value, (list, tuple)):
-            raise CheckpointError(f"config.json: {path!r} is not a list")
-        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if not isinstance(value, _SCALARS[declared]) or (declared == "int" and isinstance(value, bool)):
+        if not isinstance(value, list | tuple):
+            raise CheckpointError(f"config.json: {path!r} is {value!r}, expected a list")
+        inner = declared.removeprefix("tuple[").removesuffix("]")
+        item = inner if inner.startswith("tuple") else inner.split(",")[0]
+        item = item.removesuffix(", ...")
+        return tuple(_value(v, item, f"{path}[{i}]") for i, v in enumerate(value))
+    if not isinstance(value, _SCALARS[declared]) or (declared != "bool" and isinstance(value, bool)):
         raise CheckpointError(f"config.json: {path!r} is {value!r}, expected {declared}")
     return value
 
@@ -224,7 +255,9 @@ PRESETS: dict[str, HyperVLConfig] = {
         ),
         vision_base=VisionConfig(128, 384, 3, 4, image_size=192),
         vision_large=VisionConfig(192, 576, 4, 6, image_size=192),
-        decoder=DecoderConfig(192, 512, 4, 6, 2, 32, vocab_size=320, rope_theta=1e4, max_position_embeddings=4096),
+        decoder=DecoderConfig(
+            192, 512, 4, 6, 2, 32, vocab_size=320, rope_theta=1e4, max_position_embeddings=4096
+        ),
         tiling=TilingConfig(tile_side=192, tile_sides=(192, 128, 64), max_tiles=12),
         image_tokens=ImageTokensConfig("<image>", "</image>", "<tile>", "<row>", "<thumbnail>"),
     ),
