@@ -1,8 +1,8 @@
 """The two matrix products of attention, written so that a graph keeps them at rank 4.
 
-`a @ b` on rank 4 is decomposed by `torch.export` into a rank-3 product between reshapes: TFLite then has to copy the
-transposed keys, the whole cache at every token, and a GPU gave wrong results at rank 3. An einsum is lowered as it
-stands, to one BATCH_MATMUL of rank 4 that reads the keys as they lie.
+`a @ b` on rank 4 is decomposed by `torch.export` into a rank-3 product between reshapes: TFLite then has to
+copy the transposed keys, the whole cache at every token, and a GPU gave wrong results at rank 3. An einsum is
+lowered as it stands, to one BATCH_MATMUL of rank 4 that reads the keys as they lie.
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ def products(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """The values' sums under each query's weights: [N, heads, Q, K] x [N, heads, K, d] -> [N, heads, Q, d]."""
+    """The values, summed under the weights: [N, heads, Q, K] x [N, heads, K, d] -> [N, heads, Q, d]."""
     return torch.einsum("nhqk,nhkd->nhqd", weights, values)

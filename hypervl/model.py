@@ -67,7 +67,7 @@ def build(config: HyperVLConfig, seed: int = 0) -> HyperVL:
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a checkpoint of `module`, in its order."""
-    yield from module.state_dict(keep_vars=True).items()
+    yield from module.state_dict().items()
 
 
 def initial_tensor(name: str, like: Tensor, seed: int = 0) -> Tensor:

