@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from converters.recipes import Recipe, parse_recipes
 from delegates import DELEGATES
@@ -11,6 +12,7 @@ from rpi_runtime.errors import UsageError, nearest
 from rpi_runtime.manifest import COMPONENTS, DECODER, VISION_BASE, VISION_LARGE
 
 EMBEDDINGS = ("int8", "fp16")
+DEFAULT_RECIPE = "int8"
 DEFAULT_CONTEXT_TOKENS = 1024
 DEFAULT_PREFILL_TOKENS = (8, 32, 128)
 # Beside the visual tokens of one tile, a question and a short answer must fit.
@@ -23,6 +25,8 @@ _BRANCHES = (VISION_BASE, VISION_LARGE)
 class ConvertOptions:
     """The user's words; None is the default that fits the model."""
 
+    checkpoint: Path
+    bundle: Path
     components: tuple[str, ...] = COMPONENTS  # "vision" stands for both branches
     recipe: str = ""  # see `converters.recipes.parse_recipes`
     tile_sides: tuple[int, ...] | None = None  # px
@@ -52,13 +56,16 @@ class Plan:
 def plan(options: ConvertOptions, config: HyperVLConfig) -> Plan:
     """Fills in defaults; raises `UsageError`, naming the value, for what the model cannot become."""
     components = _components(options.components)
-    recipes = parse_recipes(options.recipe or "int8")
+    recipes = parse_recipes(options.recipe or DEFAULT_RECIPE)
     if options.embedding not in EMBEDDINGS:
         raise nearest(options.embedding, EMBEDDINGS, "embedding type")
     if options.delegate not in DELEGATES:
         raise nearest(options.delegate, DELEGATES, "delegate")
-    sides = _tile_sides(options.tile_sides, components, config)
-    context = _context(options.context_tokens, sides, components, config)
+    token_px = _token_px(components, config)
+    sides = _tile_sides(options.tile_sides, token_px, config)
+    context = _context(
+        options.context_tokens, (min(sides) // token_px) ** 2 if sides else 0, components, config
+    )
     return Plan(
         components=components,
         recipes={c: recipes[c] for c in components},
@@ -81,56 +88,65 @@ def _components(asked: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(c for c in COMPONENTS if c in wanted)
 
 
-def _tile_sides(
-    asked: tuple[int, ...] | None, components: tuple[str, ...], config: HyperVLConfig
-) -> tuple[int, ...]:
-    tiling = config.tiling
-    if asked is None:
-        asked = tiling.tile_sides
-    elif not any(c in components for c in _BRANCHES):
-        raise UsageError("tile sides are given, but no vision branch is converted", "Leave --tile-sides out.")
-    known = f"The checkpoint's own are {', '.join(map(str, tiling.tile_sides))} px."
+def _token_px(components: tuple[str, ...], config: HyperVLConfig) -> int:
+    """Side of the square of pixels that becomes one visual token; 0 without a vision branch.
+
+    One for both branches, since either may encode any tile.
+    """
+    branches = {c: config.vision(c.removeprefix("vision_")) for c in components if c in _BRANCHES}
+    sizes = {name: v.patch_size * v.pixel_shuffle for name, v in branches.items()}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {px} px" for name, px in sizes.items())
+        raise UsageError(
+            f"the branches make visual tokens of different size: {found}",
+            "Choose one branch with --components.",
+        )
+    return next(iter(sizes.values()), 0)
+
+
+def _tile_sides(asked: tuple[int, ...] | None, token_px: int, config: HyperVLConfig) -> tuple[int, ...]:
+    full, own = config.tiling.tile_side, config.tiling.tile_sides
+    if not token_px:
+        if asked is not None:
+            raise UsageError(
+                "tile sides are given, but no vision branch is converted", "Leave --tile-sides out."
+            )
+        return ()
+    asked = own if asked is None else asked
+    known = f"The checkpoint's own are {', '.join(map(str, own))} px."
     if not asked:
         raise UsageError("no tile side is given", known)
     for side in asked:
-        if not 0 < side <= tiling.tile_side:
-            raise UsageError(f"tile side {side} px is not between 1 and {tiling.tile_side} px", known)
-        for branch in (c.removeprefix("vision_") for c in components if c in _BRANCHES):
-            vision = config.vision(branch)
-            token_px = vision.patch_size * vision.pixel_shuffle
-            if side % token_px:
-                below, above = side // token_px * token_px, -(-side // token_px) * token_px
-                fits = [s for s in (below, above) if 0 < s <= tiling.tile_side]
-                raise UsageError(
-                    f"tile side {side} px is not a multiple of {token_px} px "
-                    f"(patch {vision.patch_size} x pixel shuffle {vision.pixel_shuffle})",
-                    f"Nearest that fit: {', '.join(map(str, fits))} px. {known}",
-                )
-    return tuple(sorted(set(asked), reverse=True)) if any(c in components for c in _BRANCHES) else ()
+        if not 0 < side <= full:
+            raise UsageError(f"tile side {side} px is not between 1 and the full tile's {full} px", known)
+        if side % token_px:
+            below, above = side // token_px * token_px, -(-side // token_px) * token_px
+            fits = " or ".join(str(s) for s in (below, above) if 0 < s <= full)
+            raise UsageError(
+                f"tile side {side} px is not a multiple of {token_px} px, the side of one visual token",
+                f"Nearest that fit: {fits} px. {known}",
+            )
+    return tuple(sorted(set(asked), reverse=True))
 
 
-def _context(
-    asked: int | None, sides: tuple[int, ...], components: tuple[str, ...], config: HyperVLConfig
-) -> int:
-    most = config.decoder.max_position_embeddings
+def _context(asked: int | None, tile_tokens: int, components: tuple[str, ...], config: HyperVLConfig) -> int:
     if DECODER not in components:
         if asked is not None:
             raise UsageError("a context is given, but the decoder is not converted", "Leave --context out.")
         return 0
-    vision = config.vision_base
-    tile_tokens = (min(sides) // (vision.patch_size * vision.pixel_shuffle)) ** 2 if sides else 0
+    most = config.decoder.max_position_embeddings
     least = tile_tokens + LEAST_TEXT_TOKENS
+    remedy = f"Ask for {least} to {most} tokens."
     context = min(DEFAULT_CONTEXT_TOKENS, most) if asked is None else asked
     if context < least:
-        holds = f"one tile of {min(sides)} px takes {tile_tokens} tokens; " if sides else ""
         raise UsageError(
-            f"a context of {context} tokens is too small: {holds}text needs at least {LEAST_TEXT_TOKENS}",
-            f"Ask for {least} to {most} tokens.",
+            f"a context of {context} tokens is too small: the smallest tile takes {tile_tokens} tokens, "
+            f"and text needs at least {LEAST_TEXT_TOKENS}",
+            remedy,
         )
     if context > most:
         raise UsageError(
-            f"a context of {context} tokens is more than the model knows positions for ({most})",
-            f"Ask for {least} to {most} tokens.",
+            f"a context of {context} tokens is more than the model has positions for ({most})", remedy
         )
     return context
 

@@ -134,6 +134,11 @@ def finished(stage: Stage, work: Path) -> StageResult | None:
         return None
 
 
+def forget(stage: Stage, work: Path) -> None:
+    """Has `stage` run again, whatever an earlier run left."""
+    _result_file(stage, work).unlink(missing_ok=True)
+
+
 def log_file(stage: Stage, work: Path) -> Path:
     return work / "logs" / f"{stage.slug}.log"
 

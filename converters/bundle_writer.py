@@ -1,0 +1,160 @@
+"""Turns finished stages into a bundle: the manifest, and the moment it takes its place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from converters.options import Plan
+from converters.pipeline import TEMPLATE_FILE, TOKENIZER_FILE, tool_versions
+from converters.stage_worker import write_whole
+from converters.stages import StageResult
+from converters.workspace import Workspace
+from hypervl.config import HyperVLConfig
+from rpi_runtime.bundle import Bundle
+from rpi_runtime.manifest import (
+    DECODER,
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    Component,
+    DecoderSpec,
+    Embedding,
+    File,
+    ImageTokens,
+    Manifest,
+    Parity,
+    Signature,
+    Tensor,
+    TextSpec,
+    VisionSpec,
+    to_json,
+)
+
+Results = Mapping[str, StageResult]
+
+
+def write_bundle(space: Workspace, manifest: Manifest) -> None:
+    """Completes the new bundle, has the reader check it, and puts it in the place of the old one."""
+    listed = {MANIFEST_FILE, *(f.path for f in manifest.files())}
+    for path in space.new_bundle.iterdir():
+        if path.name not in listed:  # of an earlier run with other options
+            path.unlink()
+    write_whole(space.new_bundle / MANIFEST_FILE, to_json(manifest))
+    for problem in Bundle.open(space.new_bundle, verify=False).problems():
+        raise problem
+    space.publish()
+
+
+def build_manifest(
+    plan: Plan, config: HyperVLConfig, known: dict[str, Any], results: Results, folder: Path
+) -> Manifest:
+    """Everything in it follows from checkpoint, options and tool versions: no time, no host, no path.
+
+    `known` is what `converters.pipeline.read` returned; `folder` holds the bundle's files.
+    """
+
+    def file(name: str, stage: str, output: str) -> File:
+        return File(name, results[stage].sha256[output], (folder / name).stat().st_size)
+
+    has_template = known["has_chat_template"]
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        model=config.name,
+        source_sha256=known["fingerprint"],
+        tools=tool_versions(),
+        components=tuple(
+            _component(name, plan, results, file(f"{name}.tflite", f"quantize {name}", "graph"))
+            for name in plan.components
+        ),
+        text=TextSpec(
+            tokenizer=file(TOKENIZER_FILE, "text files", "tokenizer"),
+            chat_template=file(TEMPLATE_FILE, "text files", "chat_template") if has_template else None,
+            eos_token_ids=tuple(known["eos_token_ids"]),
+            bos_token=known["bos_token"],
+            eos_token=known["eos_token"],
+            image_tokens=ImageTokens(**dataclasses.asdict(config.image_tokens)),
+        ),
+        decoder=_decoder(plan, config) if DECODER in plan.components else None,
+        embedding=_embedding(results) if DECODER in plan.components else None,
+        vision=_vision(plan, config) if set(plan.components) != {DECODER} else None,
+    )
+
+
+def _component(name: str, plan: Plan, results: Results, file: File) -> Component:
+    quantized = results[f"quantize {name}"].value
+    return Component(
+        name=name,
+        file=file,
+        recipe=plan.recipes[name].name,
+        bits_per_weight=quantized["bits_per_weight"],
+        delegate=plan.delegate,
+        signatures=tuple(
+            Signature(s["name"], _tensors(s["inputs"]), _tensors(s["outputs"]))
+            for s in quantized["signatures"]
+        ),
+        parity=parities(results[f"check {name}"]),
+    )
+
+
+def parities(checked: StageResult) -> tuple[Parity, ...]:
+    """What a `check` stage found."""
+    return tuple(Parity(**p) for p in checked.value)
+
+
+def misses(components: Iterable[Component]) -> tuple[str, ...]:
+    """One line per signature that missed its threshold: where, what was found, what was asked."""
+    return tuple(
+        f"{component.name} {p.signature}: {_found(p)}, asked was {p.threshold}"
+        for component in components
+        for p in component.parity
+        if not p.passed
+    )
+
+
+def _found(parity: Parity) -> str:
+    values: list[tuple[str, Any]] = [
+        ("cosine", parity.cosine),
+        ("SNR dB", parity.snr_db),
+        ("KL", parity.kl_divergence),
+        ("top-1 agreement", parity.top1_agreement),
+    ]
+    return ", ".join(f"{name} {value:.4g}" for name, value in values if value is not None)
+
+
+def _tensors(entries: list[dict[str, Any]]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(e["name"], tuple(e["shape"]), e["dtype"]) for e in entries)
+
+
+def _decoder(plan: Plan, config: HyperVLConfig) -> DecoderSpec:
+    d = config.decoder
+    return DecoderSpec(
+        layers=d.num_hidden_layers,
+        kv_heads=d.num_key_value_heads,
+        head_dim=d.head_dim,
+        hidden_size=d.hidden_size,
+        vocab_size=d.vocab_size,
+        rope_theta=float(d.rope_theta),
+        context_tokens=plan.context_tokens,
+        prefill_tokens=plan.prefill_tokens,
+    )
+
+
+def _embedding(results: Results) -> Embedding:
+    value = dict(results["embedding"].value)
+    return Embedding(**{**value, "file": File(**value["file"])})
+
+
+def _vision(plan: Plan, config: HyperVLConfig) -> VisionSpec:
+    t = config.tiling
+    return VisionSpec(
+        tile_side=t.tile_side,
+        tile_sides=plan.tile_sides or t.tile_sides,
+        max_tiles=t.max_tiles,
+        thumbnail=t.thumbnail,
+        patch_px=config.vision_base.patch_size * config.vision_base.pixel_shuffle,
+        scales=tuple(map(float, config.vrc.scales)),
+        vrc_side=config.vrc.image_size,
+        auto_large_share=config.auto_large_share,
+    )

@@ -1,0 +1,150 @@
+"""From a checkpoint to a bundle: the whole way, one stage after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from converters import estimate, host
+from converters.bundle_writer import Results, build_manifest, misses, write_bundle
+from converters.options import ConvertOptions, Plan, plan
+from converters.pipeline import need_convert_extra, read_stage, stages_of
+from converters.stages import StageEvent, StageResult, finished, forget, run_stages
+from converters.workspace import workspace
+from hypervl.config import HyperVLConfig
+from hypervl.text_files import read_json
+from rpi_runtime.errors import CheckpointError
+from rpi_runtime.manifest import MANIFEST_FILE, Embedding, Manifest, Parity
+
+
+@dataclass(frozen=True)
+class NeedsStated:
+    """Told before the first stage that costs anything."""
+
+    needs: estimate.Needs
+
+
+Event = StageEvent | NeedsStated
+
+
+@dataclass(frozen=True)
+class ComponentReport:
+    component: str
+    recipe: str
+    bytes: int
+    bits_per_weight: float
+    worst_cosine: float
+    passed: bool
+    seconds: float  # export, quantise and check together
+    peak_bytes: int  # resident, of the largest of them
+    parity: tuple[Parity, ...]
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """The token table, which is no graph."""
+
+    dtype: str
+    bytes: int
+    bits_per_weight: float
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    bundle: Path
+    model: str
+    delegate: str
+    components: tuple[ComponentReport, ...]
+    embedding: TableReport | None
+    bundle_bytes: int
+    seconds: float  # of this run
+    peak_bytes: int
+    stages: tuple[StageResult, ...]
+    misses: tuple[str, ...]  # a line per signature that is further from PyTorch than its recipe allows
+
+    @property
+    def passed(self) -> bool:
+        return not self.misses
+
+
+def convert(options: ConvertOptions, on_event: Callable[[Event], None] = lambda event: None) -> ConvertReport:
+    """Makes the bundle, or resumes making it. A parity miss is in the report and in the bundle's manifest.
+
+    Raises an `EdgeError` for whatever stands in the way. Then, and on KeyboardInterrupt, the bundle that was
+    there before stays as it was.
+    """
+    started = time.monotonic()
+    need_convert_extra()
+    checkpoint = options.checkpoint.resolve()
+    config = _config(checkpoint)
+    decided = plan(options, config)
+    with workspace(options.bundle) as space:
+        reading = read_stage(checkpoint)
+        forget(reading, space.folder)  # the checkpoint may have changed since
+        known = run_stages([reading], space.folder, on_event)[reading.name].value
+        stages = stages_of(decided, checkpoint, known)
+        todo = [stage for stage in stages if finished(stage, space.folder) is None]
+        needed = estimate.needs(todo, decided, known["parameters"], host.resources(space.folder))
+        on_event(NeedsStated(needed))
+        estimate.require(needed)
+        results = run_stages(stages, space.folder, on_event)
+        manifest = build_manifest(decided, config, known, results, space.new_bundle)
+        write_bundle(space, manifest)
+    return _report(space.bundle, decided, manifest, results, time.monotonic() - started)
+
+
+def _config(checkpoint: Path) -> HyperVLConfig:
+    if (checkpoint / MANIFEST_FILE).is_file() and not (checkpoint / "config.json").is_file():
+        raise CheckpointError(
+            f"{checkpoint}: is a bundle, not a checkpoint", "Name the checkpoint that it was converted from."
+        )
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"{checkpoint}: no such folder", "Build a checkpoint with `toolkit assemble`.")
+    return HyperVLConfig.from_dict(read_json(checkpoint / "config.json"))
+
+
+def _report(
+    bundle: Path, decided: Plan, manifest: Manifest, results: Results, seconds: float
+) -> ConvertReport:
+    components = []
+    for component in manifest.components:
+        own = [results[f"{kind} {component.name}"] for kind in ("export", "quantize", "check")]
+        components.append(
+            ComponentReport(
+                component=component.name,
+                recipe=component.recipe,
+                bytes=component.file.bytes,
+                bits_per_weight=component.bits_per_weight,
+                worst_cosine=min(p.cosine for p in component.parity),
+                passed=all(p.passed for p in component.parity),
+                seconds=round(sum(r.seconds for r in own), 3),
+                peak_bytes=max(r.peak_bytes for r in own),
+                parity=component.parity,
+            )
+        )
+    return ConvertReport(
+        bundle=bundle,
+        model=manifest.model,
+        delegate=decided.delegate,
+        components=tuple(components),
+        embedding=_table_report(manifest.embedding, results["embedding"]) if manifest.embedding else None,
+        bundle_bytes=sum(f.bytes for f in manifest.files()) + (bundle / MANIFEST_FILE).stat().st_size,
+        seconds=round(seconds, 3),
+        peak_bytes=max(r.peak_bytes for r in results.values()),
+        stages=tuple(results.values()),
+        misses=misses(manifest.components),
+    )
+
+
+def _table_report(table: Embedding, result: StageResult) -> TableReport:
+    return TableReport(
+        dtype=table.dtype,
+        bytes=table.file.bytes,
+        bits_per_weight=round(8 * table.file.bytes / (table.rows * table.columns), 3),
+        seconds=result.seconds,
+        peak_bytes=result.peak_bytes,
+    )

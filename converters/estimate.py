@@ -1,0 +1,111 @@
+"""Memory and disk that a convert needs: stated before it starts, refused when the host has less.
+
+The factors were measured: peak resident memory of a stage is a part that every stage of its kind pays, for
+the libraries, and a part that grows with the component's float32 weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from converters.host import Resources
+from converters.options import Plan
+from converters.recipes import Recipe
+from converters.stages import Stage
+from rpi_runtime.errors import ResourceError
+
+_MB = 1_000_000
+
+
+@dataclass(frozen=True)
+class StageNeed:
+    stage: str
+    memory_bytes: int  # peak resident
+    disk_bytes: int  # left on disk
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of all stages still to do, with what the host has."""
+
+    stages: tuple[StageNeed, ...]
+    host: Resources
+
+    @property
+    def largest(self) -> StageNeed:
+        """The stage that needs most memory; stages run one after another."""
+        return max(self.stages, key=lambda s: s.memory_bytes)
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.largest.memory_bytes if self.stages else 0
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(s.disk_bytes for s in self.stages)
+
+
+@dataclass(frozen=True)
+class _Factor:
+    libraries_bytes: int
+    per_weight_byte: float  # peak bytes per byte of float32 weights
+
+
+_FACTORS = {
+    "export": _Factor(900 * _MB, 1.25),
+    "quantize": _Factor(500 * _MB, 1.25),
+    "check": _Factor(700 * _MB, 2.0),
+    "embedding": _Factor(400 * _MB, 0.0),
+    "text": _Factor(400 * _MB, 0.0),
+}
+
+
+def needs(stages: Sequence[Stage], plan: Plan, parameters: Mapping[str, int], host: Resources) -> Needs:
+    """What `stages`, those not finished yet, will need. `parameters` is numbers per component."""
+    return Needs(tuple(_need(stage, plan, parameters) for stage in stages), host)
+
+
+def require(needed: Needs) -> None:
+    """Raises `ResourceError`, with the numbers, when the host has less than `needed`."""
+    if not needed.stages:
+        return
+    host = needed.host
+    if needed.memory_bytes > host.memory_bytes:
+        raise ResourceError(
+            f"not enough memory: stage '{needed.largest.stage}' needs about {_mb(needed.memory_bytes)}, "
+            f"{_mb(host.memory_bytes)} are free ({host.memory_source})",
+            "Close other programs, add swap, convert fewer --components, or use a larger machine.",
+        )
+    if needed.disk_bytes > host.disk_bytes:
+        raise ResourceError(
+            f"not enough disk: converting needs about {_mb(needed.disk_bytes)}, "
+            f"{_mb(host.disk_bytes)} are free",
+            "Free some space, write to another disk, or convert fewer --components.",
+        )
+
+
+def _need(stage: Stage, plan: Plan, parameters: Mapping[str, int]) -> StageNeed:
+    kind, _, component = stage.name.partition(" ")
+    factor = _FACTORS[kind]
+    weight_bytes = 4 * parameters.get(component, 0)
+    memory = factor.libraries_bytes + int(factor.per_weight_byte * weight_bytes)
+    if kind == "export":
+        disk = weight_bytes
+    elif kind == "quantize":
+        disk = int(weight_bytes * _bits(plan.recipes[component]) / 32)
+    elif kind == "embedding":
+        disk = parameters["embedding"] * (1 if plan.embedding == "int8" else 2)
+    else:
+        disk = 0
+    return StageNeed(stage.name, memory, disk + 5 * _MB)
+
+
+def _bits(recipe: Recipe) -> float:
+    """Most bits that a weight takes under `recipe`."""
+    sizes = {"float32": 32.0, "float16": 16.0, "int8": 9.0, "int4": 6.0}
+    return max((sizes[rule.weights] for rule in recipe.rules), default=32.0)
+
+
+def _mb(count_bytes: int) -> str:
+    return f"{count_bytes / 1e6:,.0f} MB"

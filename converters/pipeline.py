@@ -1,0 +1,235 @@
+"""The stages of a convert: which there are, what each depends on, and what runs in their processes.
+
+Per component `export` (float32), `quantize`, `check` (parity); then the token table and the text files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converters.options import Plan
+from converters.stages import Stage
+from rpi_runtime.errors import UsageError
+from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE
+
+if TYPE_CHECKING:
+    from converters.export import ExportOptions
+    from converters.recipes import Recipe
+    from hypervl.checkpoint import Checkpoint
+
+TOOLS = ("hypervl-edge", "torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
+TABLE_FILES = {"int8": "embedding.int8", "fp16": "embedding.float16"}
+TOKENIZER_FILE = "tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+Places = dict[str, Path]
+
+
+def tool_versions() -> dict[str, str]:
+    """Package -> version of what decides about the bytes of a graph."""
+    found = {}
+    for name in TOOLS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # this project itself, run from its source
+            continue
+    return found
+
+
+def need_convert_extra() -> None:
+    """Raises `UsageError` on a light install, which runs bundles but cannot make them."""
+    absent = [name for name in ("torch", "litert_torch", "ai_edge_quantizer") if find_spec(name) is None]
+    if absent:
+        raise UsageError(
+            f"not installed: {', '.join(absent)}", "Install it with `pip install 'hypervl-edge[convert]'`."
+        )
+
+
+def read_stage(checkpoint: Path) -> Stage:
+    """Reads the whole checkpoint once: is it sound, and which one is it?"""
+    return Stage("read checkpoint", f"{__name__}:read", inputs={"checkpoint": str(checkpoint)})
+
+
+def stages_of(plan: Plan, checkpoint: Path, known: dict[str, Any]) -> list[Stage]:
+    """All stages of `plan`, in order. `known` is what `read` returned.
+
+    A stage's options hold exactly what its result depends on: a changed option redoes only what it touches.
+    """
+    source = {"checkpoint": known["fingerprint"], "tools": tool_versions(), "code": _code_digest()}
+    where = {"checkpoint": str(checkpoint)}
+    stages = []
+    for component in plan.components:
+        shapes = shapes_for(component, plan)
+        float_graph, graph = f"work/{component}.fp32.tflite", f"bundle/{component}.tflite"
+        about = {"component": component, "shapes": shapes}
+        recipe = {"recipe": asdict(plan.recipes[component])}
+        export_stage = Stage(
+            f"export {component}", f"{__name__}:export", {**source, **about}, where, {"graph": float_graph}
+        )
+        quantize_stage = Stage(
+            f"quantize {component}",
+            f"{__name__}:quantize",
+            {**about, **recipe},
+            {**where, "float_graph": float_graph},
+            {"graph": graph},
+            (export_stage,),
+        )
+        stages += [
+            export_stage,
+            quantize_stage,
+            check_stage(component, shapes, recipe, where, graph, quantize_stage),
+        ]
+    if DECODER in plan.components:
+        stages.append(
+            Stage(
+                "embedding",
+                f"{__name__}:embedding",
+                {**source, "dtype": plan.embedding},
+                where,
+                {"table": f"bundle/{TABLE_FILES[plan.embedding]}"},
+            )
+        )
+    text_files = {"tokenizer": f"bundle/{TOKENIZER_FILE}"}
+    if known["has_chat_template"]:
+        text_files["chat_template"] = f"bundle/{TEMPLATE_FILE}"
+    stages.append(Stage("text files", f"{__name__}:text", source, where, text_files))
+    return stages
+
+
+def check_stage(
+    component: str,
+    shapes: dict[str, Any],
+    recipe: dict[str, Any],
+    where: dict[str, str],
+    graph: str,
+    *after: Stage,
+) -> Stage:
+    """Compares the graph at `graph` with PyTorch."""
+    return Stage(
+        f"check {component}",
+        f"{__name__}:check",
+        {"component": component, "shapes": shapes, **recipe},
+        {**where, "graph": graph},
+        after=after,
+    )
+
+
+def shapes_for(component: str, plan: Plan) -> dict[str, Any]:
+    """What of the plan's fixed shapes reaches `component`."""
+    is_branch, is_decoder = component in (VISION_BASE, VISION_LARGE), component == DECODER
+    return {
+        "tile_sides": list(plan.tile_sides) if is_branch else [],
+        "prefill_tokens": list(plan.prefill_tokens) if is_decoder else [],
+        "context_tokens": plan.context_tokens if is_decoder else 0,
+    }
+
+
+def _code_digest() -> str:
+    """sha256 over the sources that make graphs: no unfinished convert survives a change of ours."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for room in ("converters", "hypervl"):
+        for file in sorted((root / room).rglob("*.py")):
+            digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+# What runs in the processes: (options, inputs, outputs) -> plain data for JSON.
+
+
+def read(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[str, Any]:
+    from hypervl.checkpoint import Checkpoint
+    from rpi_runtime.manifest import COMPONENTS
+
+    checkpoint = Checkpoint.open(inputs["checkpoint"])
+    checkpoint.check_finite()
+    text, decoder = checkpoint.text_files, checkpoint.config.decoder
+    numbers = {name: checkpoint.parameters(f"{name}.") for name in COMPONENTS}
+    numbers["embedding"] = decoder.vocab_size * decoder.hidden_size
+    if not decoder.tie_word_embeddings:  # then the graph has a head of its own and no table
+        numbers[DECODER] -= numbers["embedding"]
+    return {
+        "fingerprint": checkpoint.fingerprint(),
+        "parameters": numbers,  # of each graph, and of the token table
+        "has_chat_template": text.chat_template is not None,
+        "eos_token_ids": list(text.eos_token_ids),
+        "bos_token": text.bos_token,
+        "eos_token": text.eos_token,
+    }
+
+
+def export(options: dict[str, Any], inputs: Places, outputs: Places) -> None:
+    from converters.export import export_component
+    from rpi_runtime import tflite_file
+
+    export_component(options["component"], _open(inputs), _export_options(options), outputs["graph"])
+    tflite_file.read(outputs["graph"])  # a native writer does not notice a full disk
+
+
+def quantize(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[str, Any]:
+    from converters.calibration import calibration
+    from converters.quantize import bits_per_weight, quantize_component
+    from rpi_runtime import tflite_file
+
+    recipe, float_graph = _recipe(options), inputs["float_graph"]
+    samples = None
+    if recipe.needs_calibration:
+        samples = calibration(options["component"], _open(inputs), _export_options(options), float_graph)
+    quantize_component(float_graph, recipe, outputs["graph"], samples)
+    held = tflite_file.read(outputs["graph"])
+    return {
+        "bits_per_weight": round(bits_per_weight(outputs["graph"]), 3),
+        "signatures": [asdict(s) for s in held.signatures],
+    }
+
+
+def check(options: dict[str, Any], inputs: Places, outputs: Places) -> list[dict[str, Any]]:
+    from converters.parity import check_component
+
+    found = check_component(
+        options["component"], _open(inputs), inputs["graph"], _recipe(options), _export_options(options)
+    )
+    return [asdict(parity) for parity in found]
+
+
+def embedding(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[str, Any]:
+    from converters.embedding import write_embedding
+
+    dtype = TABLE_FILES[options["dtype"]].partition(".")[2]
+    return asdict(write_embedding(_open(inputs), dtype, outputs["table"]))
+
+
+def text(options: dict[str, Any], inputs: Places, outputs: Places) -> None:
+    from hypervl.text_files import TextFiles
+
+    files = TextFiles.read(inputs["checkpoint"]).files
+    outputs["tokenizer"].write_bytes(files[TOKENIZER_FILE])
+    if "chat_template" in outputs:
+        outputs["chat_template"].write_bytes(files[TEMPLATE_FILE])
+
+
+def _open(inputs: Places) -> Checkpoint:
+    from hypervl.checkpoint import Checkpoint
+
+    return Checkpoint.open(inputs["checkpoint"])
+
+
+def _export_options(options: dict[str, Any]) -> ExportOptions:
+    from converters.export import ExportOptions
+
+    shapes = options["shapes"]
+    return ExportOptions(
+        tuple(shapes["tile_sides"]), tuple(shapes["prefill_tokens"]), shapes["context_tokens"]
+    )
+
+
+def _recipe(options: dict[str, Any]) -> Recipe:
+    from converters.recipes import parse_recipes
+
+    component, name = options["component"], options["recipe"]["name"]
+    return parse_recipes(f"{component}={name}")[component]
