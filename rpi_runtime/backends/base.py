@@ -1,0 +1,86 @@
+"""What every backend offers: a graph with named signatures, runners for them, and inputs that stay in
+place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from rpi_runtime.manifest import Signature
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """Which runtime runs a graph, and why that one."""
+
+    name: str  # "compiled" or "interpreter"
+    package: str  # "ai-edge-litert", "tflite-runtime", "tensorflow"
+    version: str
+    reason: str
+
+
+class SharedInputs(Protocol):
+    """Inputs that the host owns and several signatures read: the KV cache.
+
+    Each is a flat float32 input of the graph; the host addresses it in the shape it gave to `Graph.shared`.
+    The whole array is never copied by a run.
+    """
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
+
+    def write(self, name: str, index: Any, values: Array) -> None:
+        """`array[index] = values`, where `array` has the shape of `name`."""
+
+    def read(self, name: str) -> Array:
+        """A copy of the whole array, in its shape. For tests and checks."""
+
+
+class Runner(Protocol):
+    """Runs one signature. Not safe for two threads at a time."""
+
+    signature: Signature
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Takes every input that is not shared, in the signature's shapes and dtypes; returns new arrays.
+
+        Raises ValueError for an input that is missing, unknown or wrongly shaped.
+        """
+
+
+class Graph(Protocol):
+    """An opened .tflite file. Not safe for two threads at a time."""
+
+    choice: BackendChoice
+    weight_cache: str  # what became of the weight cache, readable: "reused", "built", "off: why"
+    signatures: dict[str, Signature]
+
+    def shared(self, shapes: Mapping[str, tuple[int, ...]]) -> SharedInputs:
+        """Zeroed shared inputs, name -> the shape in which the host writes them."""
+
+    def runner(self, signature: str, shared: SharedInputs | None = None) -> Runner:
+        """A runner of `signature` whose inputs named in `shared` are bound to it."""
+
+    def close(self) -> None:
+        """Gives back the native memory. Runners and shared inputs of this graph must not be used after it."""
+
+
+def check_inputs(signature: Signature, bound: frozenset[str], inputs: Mapping[str, Array]) -> None:
+    """Raises ValueError unless `inputs` are exactly the inputs of `signature` that are not `bound`."""
+    expected = {t.name: t for t in signature.inputs if t.name not in bound}
+    if inputs.keys() != expected.keys():
+        missing, unknown = sorted(expected.keys() - inputs.keys()), sorted(inputs.keys() - expected.keys())
+        raise ValueError(f"signature {signature.name!r}: inputs missing {missing}, unknown {unknown}")
+    for name, tensor in expected.items():
+        value = inputs[name]
+        if value.shape != tensor.shape or value.dtype != tensor.dtype:
+            raise ValueError(
+                f"signature {signature.name!r}: input {name!r} is {value.dtype} {list(value.shape)}, "
+                f"the graph wants {tensor.dtype} {list(tensor.shape)}"
+            )

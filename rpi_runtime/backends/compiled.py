@@ -1,0 +1,172 @@
+"""Runs a graph through LiteRT's CompiledModel: shared inputs are bound in place, packed weights are
+mapped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from rpi_runtime.backends.base import Array, BackendChoice, SharedInputs, check_inputs
+from rpi_runtime.errors import BundleError
+from rpi_runtime.manifest import Signature, Tensor
+from rpi_runtime.native_logs import quiet, silent_exit
+
+# What LiteRT asks of host memory that it is to use in place; anything else it silently copies.
+_ALIGNMENT_BYTES = 64
+
+
+class CompiledGraph:
+    """A graph opened with CompiledModel on the CPU.
+
+    `cache_file` is where XNNPACK keeps its packed weights; None packs them into anonymous memory, once
+    for every signature. The file must be absent or whole: see `weight_cache`.
+    """
+
+    weight_cache = "off"
+
+    def __init__(
+        self, path: Path, *, threads: int, cache_file: Path | None, verbose: bool, choice: BackendChoice
+    ) -> None:
+        self.choice = choice
+        self._verbose = verbose
+        with quiet(verbose):
+            litert = _litert()
+            options = litert.Options(
+                litert.HardwareAccelerator.CPU,
+                cpu_options=litert.CpuOptions(
+                    num_threads=threads, xnnpack_weight_cache_path=str(cache_file) if cache_file else ""
+                ),
+            )
+            try:
+                self._model = litert.CompiledModel.from_file(
+                    str(path), environment=_environment(), options=options
+                )
+            except RuntimeError as error:
+                raise BundleError(
+                    f"{path.name}: LiteRT {choice.version} cannot load it ({error})",
+                    "Run `toolkit verify` on the bundle; convert it again if it is whole.",
+                ) from error
+            self.signatures = {
+                name: Signature(
+                    name,
+                    _tensors(self._model.get_input_tensor_details(name), names["inputs"]),
+                    _tensors(self._model.get_output_tensor_details(name), names["outputs"]),
+                )
+                for name, names in self._model.get_signature_list().items()
+            }
+
+    def shared(self, shapes: Mapping[str, tuple[int, ...]]) -> BoundArrays:
+        return BoundArrays(shapes)
+
+    def runner(self, signature: str, shared: SharedInputs | None = None) -> CompiledRunner:
+        if shared is not None and not isinstance(shared, BoundArrays):
+            raise TypeError(f"these shared inputs belong to another backend: {type(shared).__name__}")
+        return CompiledRunner(self._model, self.signatures[signature], shared, self._verbose)
+
+    def close(self) -> None:
+        self._model.close()
+
+
+class BoundArrays:
+    """One aligned array per name, which every signature reads where it lies."""
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = dict(shapes)
+        self._arrays = {name: _aligned_zeros(shape) for name, shape in shapes.items()}
+        create = _litert().TensorBuffer.create_from_host_memory
+        # Flat, because LiteRT makes one-dimensional buffers of host memory and refuses them for other ranks.
+        self.buffers = {name: create(array.reshape(-1)) for name, array in self._arrays.items()}
+
+    def write(self, name: str, index: Any, values: Array) -> None:
+        self._arrays[name][index] = values
+
+    def read(self, name: str) -> Array:
+        return self._arrays[name].copy()
+
+    def address(self, name: str) -> int:
+        """Where the array lies: the same for as long as this object lives."""
+        return int(self._arrays[name].ctypes.data)
+
+
+class CompiledRunner:
+    """One signature with its own input and output buffers, made once."""
+
+    def __init__(self, model: Any, signature: Signature, shared: BoundArrays | None, verbose: bool) -> None:
+        self.signature = signature
+        self._model = model
+        self._bound = frozenset(shared.shapes) if shared else frozenset()
+        self._shared = shared  # the native buffers point into its arrays
+        self._inputs = {
+            t.name: shared.buffers[t.name]
+            if shared and t.name in self._bound
+            else model.create_input_buffer_by_name(signature.name, t.name)
+            for t in signature.inputs
+        }
+        self._outputs = {
+            t.name: model.create_output_buffer_by_name(signature.name, t.name) for t in signature.outputs
+        }
+        self._verbose = verbose
+        self._first = True
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        check_inputs(self.signature, self._bound, inputs)
+        if self._first and not self._verbose:
+            # The first buffer written makes the runtime's own environment, with all its lines.
+            with quiet():
+                self._run(inputs)
+            silent_exit()
+        else:
+            self._run(inputs)
+        self._first = False
+        return {
+            t.name: self._outputs[t.name].read(math.prod(t.shape), np.dtype(t.dtype)).reshape(t.shape)
+            for t in self.signature.outputs
+        }
+
+    def _run(self, inputs: Mapping[str, Array]) -> None:
+        for name, value in inputs.items():
+            self._inputs[name].write(value)
+        self._model.run_by_name(self.signature.name, self._inputs, self._outputs)
+
+
+def _aligned_zeros(shape: tuple[int, ...]) -> Array:
+    """Zeroed float32 memory that LiteRT uses in place; untouched pages cost nothing.
+
+    64 bytes more lie behind it, because XNNPACK's kernels may read a vector past the end (XNN_EXTRA_BYTES).
+    """
+    elements = math.prod(shape)
+    raw = np.zeros(elements + 2 * _ALIGNMENT_BYTES // 4, dtype=np.float32)
+    start = (-raw.ctypes.data % _ALIGNMENT_BYTES) // 4
+    return raw[start : start + elements].reshape(shape)
+
+
+def _tensors(details: Mapping[str, Mapping[str, Any]], names: list[str]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(n, tuple(details[n]["shape"]), str(details[n]["dtype"])) for n in names)
+
+
+@cache
+def _litert() -> Any:
+    """The names used here, imported when the first graph is opened: the import loads 50 MB of native code."""
+    from ai_edge_litert import compiled_model as m
+
+    names = ("CompiledModel", "Options", "CpuOptions", "HardwareAccelerator", "Environment", "TensorBuffer")
+    return SimpleNamespace(**{name: getattr(m, name) for name in names})
+
+
+@cache
+def _environment() -> Any:
+    """One LiteRT environment for the process: making one loads the accelerator libraries again.
+
+    It is never destroyed: that would log, in the middle of Python's own end.
+    """
+    environment = _litert().Environment.create()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(environment.capsule))
+    return environment

@@ -1,0 +1,169 @@
+"""Runs a graph through the TFLite Interpreter of ai-edge-litert, tflite-runtime or tensorflow.
+
+It runs on CPUs where CompiledModel does not, at a price: no weight cache, so each signature that is used
+packs the weights again, and each has input tensors of its own, so a shared input exists once per signature
+in use.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rpi_runtime.backends.base import Array, BackendChoice, SharedInputs, check_inputs
+from rpi_runtime.errors import BundleError
+from rpi_runtime.manifest import Signature, Tensor
+from rpi_runtime.native_logs import quiet
+
+
+class InterpreterGraph:
+    """A graph opened with the Interpreter of `choice.package`. Tensors are allocated when a runner is
+    made.
+    """
+
+    weight_cache = "off: the Interpreter has none"
+
+    def __init__(self, path: Path, *, threads: int, verbose: bool, choice: BackendChoice) -> None:
+        self.choice = choice
+        self._verbose = verbose
+        with quiet(verbose):
+            interpreter_class = _interpreter_class(choice.package)
+            try:
+                with warnings.catch_warnings():
+                    # tensorflow announces that its copy of the Interpreter will move to ai-edge-litert.
+                    warnings.simplefilter("ignore")
+                    self._interpreter = interpreter_class(model_path=str(path), num_threads=threads)
+            except (ValueError, RuntimeError) as error:
+                raise BundleError(
+                    f"{path.name}: {choice.package} {choice.version} cannot load it ({error})",
+                    "Run `toolkit verify` on the bundle; if it is whole, this runtime is too old for it.",
+                ) from error
+            self._indices: dict[str, dict[str, int]] = {}
+            self.signatures = {name: self._describe(name) for name in self._interpreter.get_signature_list()}
+
+    def shared(self, shapes: Mapping[str, tuple[int, ...]]) -> MirroredInputs:
+        return MirroredInputs(shapes)
+
+    def runner(self, signature: str, shared: SharedInputs | None = None) -> InterpreterRunner:
+        if shared is not None and not isinstance(shared, MirroredInputs):
+            raise TypeError(f"these shared inputs belong to another backend: {type(shared).__name__}")
+        # The calls below carry a subgraph's number, which the public Interpreter methods of 2.14 do not take;
+        # its own SignatureRunner would demand every input again, the whole KV cache included, at each run.
+        native = self._interpreter._interpreter
+        subgraph = native.GetSubgraphIndexFromSignature(signature)
+        with quiet(self._verbose):
+            try:
+                native.AllocateTensors(subgraph)
+            except RuntimeError as error:
+                raise BundleError(
+                    f"{self.choice.package} {self.choice.version} cannot run {signature!r} ({error})",
+                    "Install ai-edge-litert, which knows newer graphs, or convert with another recipe.",
+                ) from error
+        if shared is not None:
+            shared.attach(native, subgraph, self._indices[signature])
+        return InterpreterRunner(
+            native, subgraph, self.signatures[signature], self._indices[signature], shared
+        )
+
+    def close(self) -> None:
+        self._interpreter = None
+
+    def _describe(self, name: str) -> Signature:
+        runner = self._interpreter.get_signature_runner(name)
+        inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        self._indices[name] = {n: d["index"] for n, d in inputs.items()}
+        # An output may have an input's name, so the two are kept apart.
+        self._indices[name].update({_out(n): d["index"] for n, d in outputs.items()})
+        return Signature(name, _tensors(inputs), _tensors(outputs))
+
+
+class MirroredInputs:
+    """A shared input is written into the input tensor of every signature in use; only slices are ever copied.
+
+    A signature that joins later receives what the first one holds, once.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = dict(shapes)
+        self._tensors: dict[str, list[tuple[Any, int, int]]] = {name: [] for name in shapes}
+
+    def attach(self, native: Any, subgraph: int, indices: Mapping[str, int]) -> None:
+        for name, places in self._tensors.items():
+            place = (native, indices[name], subgraph)
+            if place in places:
+                continue
+            target = _view(*place)
+            if places:
+                target[...] = _view(*places[0])
+            else:
+                target[...] = 0
+            places.append(place)
+
+    def write(self, name: str, index: Any, values: Array) -> None:
+        for place in self._tensors[name]:
+            # A view lives for this statement only: the interpreter may not be invoked while one is held.
+            _view(*place).reshape(self.shapes[name])[index] = values
+
+    def read(self, name: str) -> Array:
+        places = self._tensors[name]
+        if not places:
+            return np.zeros(self.shapes[name], np.float32)
+        return _view(*places[0]).reshape(self.shapes[name]).copy()
+
+
+class InterpreterRunner:
+    """One signature, that is one subgraph of the interpreter."""
+
+    def __init__(
+        self,
+        native: Any,
+        subgraph: int,
+        signature: Signature,
+        indices: Mapping[str, int],
+        shared: MirroredInputs | None,
+    ) -> None:
+        self.signature = signature
+        self._native = native
+        self._subgraph = subgraph
+        self._indices = indices
+        self._bound = frozenset(shared.shapes) if shared else frozenset()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        check_inputs(self.signature, self._bound, inputs)
+        for name, value in inputs.items():
+            self._native.SetTensor(self._indices[name], value, self._subgraph)
+        self._native.Invoke(self._subgraph)
+        return {
+            t.name: self._native.GetTensor(self._indices[_out(t.name)], self._subgraph)
+            for t in self.signature.outputs
+        }
+
+
+def _view(native: Any, index: int, subgraph: int) -> Array:
+    view: Array = native.tensor(native, index, subgraph)
+    return view
+
+
+def _out(name: str) -> str:
+    return f"output {name}"
+
+
+def _tensors(details: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(name, tuple(int(n) for n in d["shape"]), np.dtype(d["dtype"]).name)
+        for name, d in details.items()
+    )
+
+
+def _interpreter_class(package: str) -> Any:
+    if package == "ai-edge-litert":
+        from ai_edge_litert.interpreter import Interpreter
+    elif package == "tflite-runtime":
+        from tflite_runtime.interpreter import Interpreter
+    else:
+        from tensorflow.lite.python.interpreter import Interpreter
+    return Interpreter

@@ -1,0 +1,138 @@
+"""Chooses the runtime for a graph by what is installed and what the CPU can do, and opens the graph with
+it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+
+from delegates.cpu import compiled_model_runs_here, cpu_features
+from rpi_runtime.backends.base import BackendChoice, Graph
+from rpi_runtime.backends.weight_cache import cache_key, lease
+from rpi_runtime.errors import BundleError, ResourceError, nearest
+
+AUTO = "auto"
+COMPILED = "compiled"
+INTERPRETER = "interpreter"
+# Packages that bring an Interpreter, best first, with the module that shows they are installed.
+_INTERPRETERS = {
+    "ai-edge-litert": "ai_edge_litert",
+    "tflite-runtime": "tflite_runtime",
+    "tensorflow": "tensorflow",
+}
+BACKENDS = (AUTO, COMPILED, INTERPRETER, "tflite-runtime", "tensorflow")
+
+_MAX_DEFAULT_THREADS = 4  # a Pi's cores; the small cores of a phone slow the others down
+
+
+def open_graph(
+    path: Path,
+    *,
+    backend: str = AUTO,
+    threads: int | None = None,
+    weight_cache: Path | None = None,
+    verbose: bool = False,
+    sha256: str = "",
+) -> Graph:
+    """Opens the graph at `path` with the backend that fits (`choose`).
+
+    `weight_cache` is the folder for packed weights, None for none. `sha256` is the graph's, to spare
+    hashing it. Raises `ResourceError` when no runtime fits, `BundleError` when the runtime cannot load the
+    file.
+    """
+    if not path.is_file():
+        raise BundleError(f"{path} is not a file", "Copy the bundle again, or convert the checkpoint again.")
+    choice = choose(backend)
+    count = threads or default_threads()
+    if choice.name == INTERPRETER:
+        from rpi_runtime.backends.interpreter import InterpreterGraph
+
+        return InterpreterGraph(path, threads=count, verbose=verbose, choice=choice)
+    from rpi_runtime.backends.compiled import CompiledGraph
+
+    if weight_cache is None:
+        return CompiledGraph(path, threads=count, cache_file=None, verbose=verbose, choice=choice)
+    key = cache_key(sha256 or _sha256(path), choice.version, cpu_features())
+    with lease(weight_cache, key, graph_bytes=path.stat().st_size) as lent:
+        graph = CompiledGraph(path, threads=count, cache_file=lent.file, verbose=verbose, choice=choice)
+    graph.weight_cache = lent.state
+    return graph
+
+
+def choose(backend: str = AUTO) -> BackendChoice:
+    """The runtime that `backend` means here, with the reason.
+
+    "auto" is CompiledModel where the CPU survives it, else an Interpreter; "interpreter" is that of the first
+    installed package; a package's name is its Interpreter. Raises `UsageError` for an unknown name and
+    `ResourceError` when the choice is not installed or does not run on this machine.
+    """
+    if backend not in BACKENDS:
+        raise nearest(backend, BACKENDS, "backend")
+    if backend in (AUTO, COMPILED):
+        verdict = compiled_model_runs_here(cpu_features())
+        version = _version("ai-edge-litert")
+        if version and verdict.runs:
+            why = "asked for" if backend == COMPILED else f"{verdict.reason}, ai-edge-litert is installed"
+            return BackendChoice(COMPILED, "ai-edge-litert", version, why)
+        why = verdict.reason if version else "ai-edge-litert is not installed"
+        if backend == COMPILED:
+            raise ResourceError(f"backend 'compiled' does not run here: {why}", "Use --backend interpreter.")
+        return _interpreter(tuple(_INTERPRETERS), why)
+    if backend == INTERPRETER:
+        return _interpreter(tuple(_INTERPRETERS), "asked for")
+    return _interpreter((backend,), "asked for")
+
+
+def default_threads() -> int:
+    """The cores this process may use, at most 4."""
+    try:
+        return min(_MAX_DEFAULT_THREADS, len(os.sched_getaffinity(0)))
+    except AttributeError:  # not on macOS
+        return min(_MAX_DEFAULT_THREADS, os.cpu_count() or 1)
+
+
+def _interpreter(packages: tuple[str, ...], reason: str) -> BackendChoice:
+    unusable = []
+    for package in packages:
+        version = _version(package)
+        if not version:
+            continue
+        if package == "tflite-runtime" and int(np.__version__.split(".")[0]) >= 2:
+            unusable.append(
+                ResourceError(
+                    f"tflite-runtime {version} was built for NumPy 1, and this is NumPy {np.__version__}",
+                    "Install a NumPy that it can use: pip install 'numpy<2'.",
+                )
+            )
+            continue
+        return BackendChoice(INTERPRETER, package, version, reason)
+    if unusable:
+        raise unusable[0]
+    raise ResourceError(
+        f"no TFLite runtime is installed ({', '.join(packages)})",
+        "Install one: pip install ai-edge-litert, or tflite-runtime 'numpy<2' on a 32-bit system.",
+    )
+
+
+def _version(package: str) -> str:
+    """The installed version, "" when it is not installed. Imports nothing."""
+    if importlib.util.find_spec(_INTERPRETERS[package]) is None:
+        return ""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # unpacked by hand, as on a board without pip
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,107 @@
+"""Keeps the native runtime's chatter off the user's terminal.
+
+LiteRT prints some twenty INFO and WARNING lines to file descriptor 2 whenever a model is loaded ("NPU
+accelerator could not be loaded" and the like). The library exports no way to set its log level, and
+TF_CPP_MIN_LOG_LEVEL does not reach it, so the descriptor itself is redirected around the calls that load a
+graph or run it first.
+
+The descriptor belongs to the whole process: what other threads write meanwhile lands in the same buffer. It
+is passed on in order as soon as the call ends; only lines that are known to come from the native runtime are
+dropped. (A child process that is started within such a call keeps the buffer as its stderr.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+_STDERR = 2
+# One redirection at a time; a thread that already holds it may nest.
+_LOCK = threading.RLock()
+
+_NATIVE_LINE = re.compile(
+    rb"(VERBOSE|DEBUG|INFO|WARNING): \[[\w.\-/]+\.(cc|h):\d+\]"  # LiteRT
+    rb"|INFO: (Created|Initialized|Applying|Explicitly applying|Loaded|TensorFlow Lite|TfLite)"  # TFLite
+    rb"|WARNING: All log messages before absl::InitializeLog"
+    rb"|[IW]\d{4} \d\d:\d\d:\d\d[.\d]* "  # absl, before and after its own start
+)
+_CONTINUED = "└ ".encode()  # LiteRT continues a WARNING on a line of its own
+
+
+@contextmanager
+def quiet(verbose: bool = False) -> Iterator[None]:
+    """Holds the native runtime's lines back while the block runs; shows them all if it raises.
+
+    With `verbose` nothing is redirected. A crash of the process inside the block takes the held lines with
+    it, so `verbose` is also the way to see a fatal message.
+    """
+    if verbose:
+        yield
+        return
+    with _LOCK:
+        _flush_python()
+        try:
+            saved = os.dup(_STDERR)
+        except OSError:  # the process has no stderr: nothing to keep quiet
+            yield
+            return
+        with tempfile.TemporaryFile() as held:
+            failed = False
+            os.dup2(held.fileno(), _STDERR)
+            try:
+                yield
+            except Exception:
+                failed = True
+                raise
+            finally:
+                _flush_python()
+                os.dup2(saved, _STDERR)
+                os.close(saved)
+                held.seek(0)
+                _pass_on(held.read(), everything=failed)
+
+
+@cache
+def silent_exit() -> None:
+    """Closes stderr between Python's end and the runtime's static destructors, which log at exit.
+
+    A function of the C library is registered, because no Python code can run by then; whatever Python writes,
+    to its very end, comes out. Call it when the runtime has made what it will destroy: handlers run in
+    reverse order.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        close = ctypes.cast(libc.close, ctypes.c_void_p)
+        libc.__cxa_atexit(close, ctypes.c_void_p(_STDERR), None)
+    except (AttributeError, OSError):  # a C library without them: five lines more
+        return
+
+
+def foreign_lines(text: bytes) -> bytes:
+    """`text` without the lines of the native runtime."""
+    kept: list[bytes] = []
+    after_native = False
+    for line in text.splitlines(keepends=True):
+        native = _NATIVE_LINE.match(line) is not None or (after_native and line.startswith(_CONTINUED))
+        if not native:
+            kept.append(line)
+        after_native = native
+    return b"".join(kept)
+
+
+def _pass_on(text: bytes, *, everything: bool) -> None:
+    rest = text if everything else foreign_lines(text)
+    while rest:
+        rest = rest[os.write(_STDERR, rest) :]
+
+
+def _flush_python() -> None:
+    if sys.stderr is not None:
+        sys.stderr.flush()
