@@ -7,8 +7,8 @@ from pathlib import Path
 
 from converters.recipes import Recipe, parse_recipes
 from delegates import DELEGATES
-from hypervl.config import HyperVLConfig
-from rpi_runtime.errors import UsageError, nearest
+from hypervl.config import BRANCHES, HyperVLConfig
+from rpi_runtime.errors import CheckpointError, UsageError, nearest
 from rpi_runtime.manifest import COMPONENTS, DECODER, VISION_BASE, VISION_LARGE
 
 EMBEDDINGS = ("int8", "fp16")
@@ -93,15 +93,17 @@ def _token_px(components: tuple[str, ...], config: HyperVLConfig) -> int:
 
     One for both branches, since either may encode any tile.
     """
-    branches = {c: config.vision(c.removeprefix("vision_")) for c in components if c in _BRANCHES}
-    sizes = {name: v.patch_size * v.pixel_shuffle for name, v in branches.items()}
-    if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name} {px} px" for name, px in sizes.items())
-        raise UsageError(
+    if not any(c in components for c in _BRANCHES):
+        return 0
+    sizes = {branch: config.vision(branch) for branch in BRANCHES}
+    pixels = {branch: v.patch_size * v.pixel_shuffle for branch, v in sizes.items()}
+    if len(set(pixels.values())) > 1:
+        found = ", ".join(f"{branch} {px} px" for branch, px in pixels.items())
+        raise CheckpointError(
             f"the branches make visual tokens of different size: {found}",
-            "Choose one branch with --components.",
+            "Give both the same product of patch_size and pixel_shuffle.",
         )
-    return next(iter(sizes.values()), 0)
+    return pixels["base"]
 
 
 def _tile_sides(asked: tuple[int, ...] | None, token_px: int, config: HyperVLConfig) -> tuple[int, ...]:
