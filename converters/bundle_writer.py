@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from converters.stage_worker import write_whole
 from converters.stages import StageResult
 from converters.workspace import Workspace
 from hypervl.config import HyperVLConfig
+from hypervl.specs import image_tokens, vision_spec
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.manifest import (
     DECODER,
@@ -22,13 +22,11 @@ from rpi_runtime.manifest import (
     DecoderSpec,
     Embedding,
     File,
-    ImageTokens,
     Manifest,
     Parity,
     Signature,
     Tensor,
     TextSpec,
-    VisionSpec,
     to_json,
 )
 
@@ -74,11 +72,11 @@ def build_manifest(
             eos_token_ids=tuple(known["eos_token_ids"]),
             bos_token=known["bos_token"],
             eos_token=known["eos_token"],
-            image_tokens=ImageTokens(**dataclasses.asdict(config.image_tokens)),
+            image_tokens=image_tokens(config),
         ),
         decoder=_decoder(plan, config) if DECODER in plan.components else None,
         embedding=_embedding(results) if DECODER in plan.components else None,
-        vision=_vision(plan, config) if set(plan.components) != {DECODER} else None,
+        vision=vision_spec(config, plan.tile_sides) if set(plan.components) != {DECODER} else None,
     )
 
 
@@ -144,17 +142,3 @@ def _decoder(plan: Plan, config: HyperVLConfig) -> DecoderSpec:
 def _embedding(results: Results) -> Embedding:
     value = dict(results["embedding"].value)
     return Embedding(**{**value, "file": File(**value["file"])})
-
-
-def _vision(plan: Plan, config: HyperVLConfig) -> VisionSpec:
-    t = config.tiling
-    return VisionSpec(
-        tile_side=t.tile_side,
-        tile_sides=plan.tile_sides or t.tile_sides,
-        max_tiles=t.max_tiles,
-        thumbnail=t.thumbnail,
-        patch_px=config.vision_base.patch_size * config.vision_base.pixel_shuffle,
-        scales=tuple(map(float, config.vrc.scales)),
-        vrc_side=config.vrc.image_size,
-        auto_large_share=config.auto_large_share,
-    )

