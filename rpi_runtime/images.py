@@ -1,6 +1,6 @@
-"""Opens a picture from anywhere, without trusting it and without holding more of it than its tiles need.
+"""Pictures: opened from anywhere, decoded no larger than their tiles need, cut into boxes.
 
-1. The header is read: format (a short list), size, orientation. A picture that is too large is refused here.
+1. `open_image` reads the header (`image_header`): format, size, orientation. Too large is refused here.
 2. The caller plans its grid from `Picture.size` and asks `decode()` for as many pixels as the grid has.
 3. A JPEG is decoded at the smallest of its scales (1, 1/2, 1/4, 1/8) that still has them. Pillow can decode
    any other format only whole; it is averaged down to the same in bands, and the whole let go of.
@@ -15,41 +15,31 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import stat
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import IO
 
 import numpy as np
-
-# Each import registers one format with Pillow. What is not here is never tried: EPS would start ghostscript.
-from PIL import (
-    BmpImagePlugin,  # noqa: F401
-    GifImagePlugin,  # noqa: F401
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,  # noqa: F401
-    PpmImagePlugin,  # noqa: F401
-    TiffImagePlugin,
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import Image, TiffImagePlugin
 
 from rpi_runtime.errors import ImageError
+from rpi_runtime.image_header import (
+    Header,
+    check_pixels,
+    open_file,
+    orientation_of,
+    pillow_errors,
+    read_header,
+)
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_FILE_BYTES = 512 << 20
-# No header may claim more, whatever its format: 16384 x 16384. Phone cameras take up to 200 megapixels.
-MAX_SOURCE_PIXELS = 1 << 28
 # Pixels held while decoding, 4 bytes each: 200 MB. Baseline JPEGs count after scaling.
 MAX_DECODED_PIXELS = 50_000_000
 
-Source = str | Path | bytes | Image.Image
+Source = str | os.PathLike[str] | bytes | Image.Image
 Box = tuple[float, float, float, float]  # left, upper, right, lower in px of the oriented picture
 
 _JPEG_SCALES = (8, 4, 2, 1)
 _BAND_ROWS = 256
-_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 # EXIF orientation -> what turns stored pixels upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,23 +50,23 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPS_SIDES = (5, 6, 7, 8)
 
 
 def open_image(source: Source, *, max_pixels: int = MAX_DECODED_PIXELS) -> Picture:
     """Reads the header of `source` (a path, a file's bytes, or a Pillow image) and returns it undecoded.
 
     `max_pixels` bounds the pixels held while decoding. Raises `ImageError` naming the source for anything
-    that is not a picture in one of `FORMATS`, is damaged, or is larger than the limits above.
+    that is not a picture in one of `image_header.FORMATS`, is damaged, or is larger than the limits there and
+    here.
     """
     if isinstance(source, Image.Image):
         return _from_pillow(source, max_pixels)
     if isinstance(source, bytes):
-        return _from_stream(io.BytesIO(source), len(source), "the image given as bytes", max_pixels)
-    name = str(source)
-    stream, size_bytes = _open_file(name)
+        return _from_stream(io.BytesIO(source), "the image given as bytes", max_pixels)
+    name = os.fspath(source)
+    stream = open_file(name)
     try:
-        return _from_stream(stream, size_bytes, name, max_pixels)
+        return _from_stream(stream, name, max_pixels)
     except BaseException:
         stream.close()
         raise
@@ -87,52 +77,36 @@ class Picture:
     file or, for a Pillow image, of its pixels.
     """
 
-    def __init__(
-        self,
-        image: Image.Image,
-        *,
-        name: str,
-        digest: str,
-        size: tuple[int, int],
-        orientation: int,
-        max_pixels: int,
-        is_jpeg: bool = False,
-        buffered_whole: bool = True,
-        stream: IO[bytes] | None = None,
-    ) -> None:
+    def __init__(self, header: Header, name: str, digest: str, max_pixels: int) -> None:
         self.name = name
-        self.size = size
+        self.size = _turned((header.width, header.height), header.orientation)
         self.digest = digest
-        self._image: Image.Image | None = image  # until decode()
+        self._header: Header | None = header  # until decode()
         self._pixels: Image.Image | None = None  # after it: RGB or L, not oriented
-        self._orientation = orientation
+        self._orientation = header.orientation
         self._scale = 1  # stored px per held px
         self._max_pixels = max_pixels
-        self._is_jpeg = is_jpeg  # libjpeg can decode it smaller
-        self._buffered_whole = buffered_whole  # and yet holds as much as the whole picture while it does
-        self._stream = stream
 
     def decode(self, width: int, height: int) -> None:
         """Decodes at least `width` x `height` px (oriented) of the picture, or all it has; once.
 
         Raises `ImageError` when the data is damaged or more pixels than allowed would have to be held.
         """
-        if self._image is None:
-            raise RuntimeError("the picture is decoded already")
-        image, self._image = self._image, None
-        wanted = _stored_size((width, height), self._orientation)
-        stored = _stored_size(self.size, self._orientation)
-        shrink = max(1, min(stored[0] // max(1, wanted[0]), stored[1] // max(1, wanted[1])))
-        jpeg_scale = next(s for s in _JPEG_SCALES if s <= shrink) if self._is_jpeg else 1
-        _check_pixels(self.name, stored, 1 if self._buffered_whole else jpeg_scale, self._max_pixels)
+        if self._header is None:
+            raise RuntimeError(f"{self.name} was decoded or closed before")
+        header = self._header
+        shrink = max(1, min(self.size[0] // max(1, width), self.size[1] // max(1, height)))
+        jpeg_scale = next(s for s in _JPEG_SCALES if s <= shrink) if header.is_jpeg else 1
         reduce = shrink // jpeg_scale
         try:
-            with _pillow_errors(self.name, "cannot be decoded"):
-                if self._is_jpeg:
-                    image.draft(None, (stored[0] // jpeg_scale, stored[1] // jpeg_scale))
+            header.check_pixels(self.name, jpeg_scale, self._max_pixels)
+            with pillow_errors(self.name, "cannot be decoded"):
+                image = header.image
+                if header.is_jpeg:
+                    image.draft(None, (header.width // jpeg_scale, header.height // jpeg_scale))
                 image.load()
                 if isinstance(image, TiffImagePlugin.TiffImageFile):
-                    self._orientation = _orientation(image)  # newer Pillows turn a TIFF while they load it
+                    self._orientation = 1  # Pillow turned it while it loaded
                 self._pixels = _settle(image, reduce, self.name)
         finally:
             self.close()
@@ -140,7 +114,7 @@ class Picture:
 
     @property
     def held_px(self) -> tuple[int, int]:
-        """Width and height of what `decode` kept, stored way round; (0, 0) before it."""
+        """Width and height of what `decode` kept, as stored; (0, 0) before it."""
         return self._pixels.size if self._pixels is not None else (0, 0)
 
     def crop(self, box: Box, width: int, height: int) -> np.ndarray:
@@ -155,7 +129,7 @@ class Picture:
         left, upper, right, lower = (v / self._scale for v in _stored_box(box, self.size, self._orientation))
         inside = (max(left, 0.0), max(upper, 0.0), min(right, pixels.width), min(lower, pixels.height))
         tile = pixels.resize(
-            _stored_size((width, height), self._orientation), Image.Resampling.BICUBIC, box=inside
+            _turned((width, height), self._orientation), Image.Resampling.BICUBIC, box=inside
         )
         if self._orientation in _UPRIGHT:
             tile = tile.transpose(_UPRIGHT[self._orientation])
@@ -163,183 +137,57 @@ class Picture:
 
     def close(self) -> None:
         """Lets go of the file. `decode` does it; call it for a picture that is never decoded."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        if self._header is not None:
+            self._header.stream.close()
+            self._header = None
 
 
-# Opening: from a path, bytes or a Pillow image to a Picture with a checked header.
-
-
-def _open_file(name: str) -> tuple[IO[bytes], int]:
-    try:
-        status = Path(name).stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(f"{name} is a folder, not an image", "Name one image file.")
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{name} is not a regular file", "Save the image to a file first.")
-        return Path(name).open("rb"), status.st_size
-    except FileNotFoundError:
-        raise ImageError(f"{name} does not exist", "Check the path of the image.") from None
-    except PermissionError:
-        raise ImageError(
-            f"{name} may not be read by this user", f"Give it the right: chmod +r {name}"
-        ) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL inside the path
-        raise ImageError(f"{name!r} cannot be opened: {error}", "Check the path of the image.") from None
-
-
-def _from_stream(stream: IO[bytes], size_bytes: int, name: str, max_pixels: int) -> Picture:
-    if size_bytes == 0:
-        raise ImageError(f"{name} is empty", "Copy or save the image again.")
-    if size_bytes > MAX_FILE_BYTES:
-        raise ImageError(
-            f"{name} has {size_bytes / 1e6:,.0f} MB; an image may have {MAX_FILE_BYTES / 1e6:,.0f}",
-            "Scale it down or save it as JPEG first.",
-        )
-    image = _read_header(stream, name)
-    is_jpeg = isinstance(image, JpegImagePlugin.JpegImageFile)
-    buffered_whole = not is_jpeg or _jpeg_is_buffered_whole(stream)
-    stored = image.size
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        stored = (int(image.tag_v2[_TIFF_WIDTH]), int(image.tag_v2[_TIFF_HEIGHT]))  # its size may be turned
-    _check_pixels(name, stored, 1 if buffered_whole else 8, max_pixels)
-    orientation = _orientation(image)
+def _from_stream(stream: IO[bytes], name: str, max_pixels: int) -> Picture:
+    header = read_header(stream, name)
+    header.check_pixels(name, _JPEG_SCALES[0], max_pixels)
     position = stream.tell()
     stream.seek(0)
     digest = hashlib.sha256()
     while chunk := stream.read(1 << 20):
         digest.update(chunk)
     stream.seek(position)
-    return Picture(
-        image,
-        name=name,
-        digest=digest.hexdigest(),
-        size=_stored_size(stored, orientation),
-        orientation=orientation,
-        max_pixels=max_pixels,
-        is_jpeg=is_jpeg,
-        buffered_whole=buffered_whole,
-        stream=stream,
-    )
+    return Picture(header, name, digest.hexdigest(), max_pixels)
 
 
 def _from_pillow(image: Image.Image, max_pixels: int) -> Picture:
     name = "the Pillow image"
-    _check_pixels(name, image.size, 1, max_pixels)
-    with _pillow_errors(name, "cannot be decoded"):
+    check_pixels(name, *image.size, 1, max_pixels)
+    with pillow_errors(name, "cannot be decoded"):
         image.load()
-        # A copy of what would be used as it is: the caller may go on drawing on its own.
-        image = image.copy()
-    orientation = _orientation(image)
+    orientation = 1 if isinstance(image, TiffImagePlugin.TiffImageFile) else orientation_of(image)
     digest = hashlib.sha256(
         repr((image.mode, image.size, orientation, image.info.get("transparency"))).encode()
     )
     digest.update(bytes(image.getpalette() or b""))
     for _, band in _bands(image, _BAND_ROWS):
         digest.update(band.tobytes())
-    return Picture(
-        image,
-        name=name,
-        digest=digest.hexdigest(),
-        size=_stored_size(image.size, orientation),
-        orientation=orientation,
-        max_pixels=max_pixels,
-    )
-
-
-def _read_header(stream: IO[bytes], name: str) -> Image.Image:
-    """What `Image.open` does for `FORMATS`, without its size check: ours knows what a JPEG is scaled to."""
-    prefix = stream.read(16)
-    for format_name in FORMATS:
-        factory, accept = Image.OPEN[format_name]
-        if accept is not None and accept(prefix) is True:
-            stream.seek(0)
-            with _pillow_errors(name, f"begins like a {format_name} file but is damaged"):
-                image: Image.Image = factory(stream, "")
-                return image
-    raise ImageError(
-        f"{name} is not an image that can be read{_known_kind(prefix)}",
-        f"Save it as JPEG or PNG. Read are: {', '.join(FORMATS)}.",
-    )
-
-
-def _known_kind(prefix: bytes) -> str:
-    kinds = (
-        (prefix[4:8] == b"ftyp", "HEIC, AVIF or a video"),
-        (prefix.startswith(b"%PDF"), "a PDF"),
-        (prefix.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")), "PostScript"),
-        (prefix.lstrip().startswith((b"<svg", b"<?xml")), "SVG or XML"),
-        (
-            prefix[4:8] in (b"jP  ", b"JXL ") or prefix.startswith((b"\xff\x0a", b"\xffO\xffQ")),
-            "JPEG 2000 or JPEG XL",
-        ),
-        (prefix.startswith(b"8BPS"), "a Photoshop file"),
-    )
-    return next((f": it is {kind}" for matches, kind in kinds if matches), "")
-
-
-def _check_pixels(name: str, size: tuple[int, int], jpeg_scale: int, max_pixels: int) -> None:
-    width, height = size
-    held = math.ceil(width / jpeg_scale) * math.ceil(height / jpeg_scale)
-    if width < 1 or height < 1:
-        raise ImageError(f"{name} is {width} x {height} px", "Save the image again.")
-    if width * height > MAX_SOURCE_PIXELS or held > max_pixels:
-        limit = f"at most {MAX_SOURCE_PIXELS / 1e6:,.0f} megapixels are opened"
-        if width * height <= MAX_SOURCE_PIXELS:
-            limit = f"{held / 1e6:,.1f} would have to be held in memory, at most {max_pixels / 1e6:,.1f} may"
-        raise ImageError(
-            f"{name} is {width} x {height} px, {width * height / 1e6:,.1f} megapixels: {limit}",
-            "Scale it down first. Baseline JPEGs may be larger than other images.",
-        )
-
-
-def _jpeg_is_buffered_whole(stream: IO[bytes]) -> bool:
-    """Whether libjpeg holds all coefficients at any scale: progressive, or one scan per component."""
-    position = stream.tell()
-    try:
-        stream.seek(2)
-        components = 0
-        while stream.read(1) == b"\xff":
-            while (kind := stream.read(1)) == b"\xff":  # fill bytes
-                pass
-            length = int.from_bytes(stream.read(2), "big")
-            body = stream.read(max(0, length - 2))
-            if kind == b"\xda":
-                return components == 0 or body[:1] != bytes([components])
-            if kind in (b"\xc0", b"\xc1") and len(body) > 5:
-                components = body[5]
-        return True
-    finally:
-        stream.seek(position)
+    # A copy, because the caller may go on drawing on its own.
+    header = Header(image.copy(), io.BytesIO(), *image.size, orientation, is_jpeg=False, buffered_whole=True)
+    return Picture(header, name, digest.hexdigest(), max_pixels)
 
 
 # Turning: stored pixels and the oriented picture.
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1 where the EXIF block is broken, which is no reason to refuse the pixels."""
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:
-        return 1
-    return value if value in _UPRIGHT else 1
-
-
-def _stored_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Oriented size -> stored size, and back: both are the same swap."""
-    return (size[1], size[0]) if orientation in _SWAPS_SIDES else size
+def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Stored size -> oriented size, and back: orientations 5 to 8 swap the sides."""
+    return (size[1], size[0]) if orientation >= 5 else size
 
 
 def _stored_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
     """The box of stored pixels that shows as `box` in the oriented picture of `size`."""
     left, upper, right, lower = box
     width, height = size
-    if orientation in (2, 3, 7, 8):
+    if orientation in (2, 3, 6, 7):
         left, right = width - right, width - left
-    if orientation in (3, 4, 6, 7):
+    if orientation in (3, 4, 7, 8):
         upper, lower = height - lower, height - upper
-    return (upper, left, lower, right) if orientation in _SWAPS_SIDES else (left, upper, right, lower)
+    return (upper, left, lower, right) if orientation >= 5 else (left, upper, right, lower)
 
 
 # Decoding: any mode to 8-bit RGB or L, in bands, so that two whole copies are never held.
@@ -387,17 +235,3 @@ def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-@contextmanager
-def _pillow_errors(name: str, what: str) -> Iterator[None]:
-    """Turns whatever Pillow raises into `ImageError`: for a hostile file that is nearly any exception."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except Exception as error:
-        detail = str(error) or type(error).__name__
-        raise ImageError(
-            f"{name} {what}: {detail}", "Copy or save the image again; it may be cut off."
-        ) from error
