@@ -102,7 +102,7 @@ def test_enough_is_enough() -> None:
 def machine(root: Path, available_mb: int = 8000, swap_mb: int = 0) -> None:
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/meminfo").write_text(
-        f"MemTotal:       16000000 kB\nMemAvailable:   {available_mb * 1000} kB\nSwapFree: {swap_mb * 1000} kB\n"
+        f"MemTotal: 16000000 kB\nMemAvailable: {available_mb * 1000} kB\nSwapFree: {swap_mb * 1000} kB\n"
     )
 
 

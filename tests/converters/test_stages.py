@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import resource
@@ -10,8 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +27,7 @@ from converters.stages import (
     run_stages,
 )
 from rpi_runtime.errors import CheckpointError, EdgeError, ResourceError
+from tests.converters import small_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 1 << 20
@@ -199,14 +198,6 @@ def _alive(process: int) -> bool:
         return False
 
 
-def _until(condition: Callable[[], bool]) -> bool:
-    for _ in range(200):
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A convert-like process in the middle of a stage, and the process of that stage."""
@@ -220,7 +211,7 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
         [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     pid = tmp_path / "pid"
-    assert _until(lambda: pid.exists() and pid.read_text() != "")
+    assert small_hosts.until(lambda: pid.exists() and pid.read_text() != "")
     yield parent, int(pid.read_text())
     parent.kill()
     parent.wait()
@@ -234,7 +225,7 @@ def test_no_stage_outlives_its_convert(running: tuple[subprocess.Popen[str], int
     assert _alive(child)
     parent.send_signal(signal.Signals[name])
     _, errors = parent.communicate()
-    assert _until(lambda: not _alive(child))
+    assert small_hosts.until(lambda: not _alive(child))
     if name == "SIGINT":
         assert "KeyboardInterrupt" in errors
 
@@ -253,16 +244,8 @@ def test_files_in_the_current_folder_do_not_shadow_libraries(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 2 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"may not mount a small disk here: {done.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with small_hosts.disk(tmp_path, megabytes=2) as disk:
+        yield disk
 
 
 def test_a_full_disk_says_how_full(small_disk: Path) -> None:
@@ -288,23 +271,8 @@ def test_a_limit_on_file_size_counts_as_a_full_disk(tmp_path: Path) -> None:
 
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
-    """A control group with 96 MB that this user may put processes into."""
-    for base, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
-        group = Path(base) / f"hypervl-edge-test-{os.getpid()}"
-        with contextlib.suppress(OSError):
-            group.mkdir()
-            try:
-                (group / limit).write_text(str(96 * MB))
-            except OSError:
-                group.rmdir()
-                raise
-            break
-    else:
-        pytest.skip("may not make a control group with a memory limit here")
-    yield group
-    processes = group / "cgroup.procs"
-    assert _until(lambda: not processes.read_text())
-    group.rmdir()
+    with small_hosts.memory_group(megabytes=96) as group:
+        yield group
 
 
 def test_a_real_kill_by_the_kernel_is_told_as_such(memory_group: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from converters import workspace as module
 from converters.stages import StageFailed
 from converters.workspace import Workspace, workspace
 from rpi_runtime.errors import ResourceError, UsageError
+from tests.converters import small_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -233,15 +234,8 @@ def test_no_permission_to_write_is_said_before_anything_is_done(nobody: Path) ->
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"may not mount a small disk here: {done.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with small_hosts.disk(tmp_path, megabytes=1) as disk:
+        yield disk
 
 
 def test_a_full_disk_leaves_the_old_bundle_and_says_how_full(small_disk: Path) -> None:
