@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from converters import decoder, vision, vrc
+from converters.lowering import Traced, lower
 from hypervl.checkpoint import Checkpoint
+from rpi_runtime.manifest import DECODER, VRC
 
 
 @dataclass(frozen=True)
@@ -23,4 +26,13 @@ def export_component(name: str, checkpoint: Checkpoint, options: ExportOptions, 
     The same checkpoint and options give the same bytes. Memory stays near one and a half times the component's
     float32 weights: run it in a process of its own. Raises `EdgeError` when the graph cannot be lowered.
     """
-    raise NotImplementedError
+    module = checkpoint.load_component(name).requires_grad_(False)
+    lower(_signatures(name, module, options), out_path)
+
+
+def _signatures(name: str, module: object, options: ExportOptions) -> list[Traced]:
+    if name == VRC:
+        return vrc.signatures(module)
+    if name == DECODER:
+        return decoder.signatures(module, options.prefill_tokens, options.context_tokens)
+    return vision.signatures(module, options.tile_sides)

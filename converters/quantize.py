@@ -1,16 +1,41 @@
-"""Applies a recipe to a float32 graph."""
+"""Applies a recipe to a float32 graph with ai-edge-quantizer, and measures what came out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import mmap
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from converters.recipes import Recipe
+from converters.recipes import Recipe, Rule
+from converters.silence import silence
+from rpi_runtime import tflite_file
+from rpi_runtime.errors import EdgeError
+
+with silence():
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_quantizer import qtyping, quantizer
 
 # Signature -> inputs, one dict of arrays per sample.
 Calibration = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
+
+# Operators with weights, which rules can address; the second input holds the weights.
+WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
+
+_BITS = {"int4": 4, "int8": 8, "float16": 16}
+_METHODS = {
+    "min_max": quantizer.AlgorithmName.MIN_MAX_UNIFORM_QUANT,
+    "octav": quantizer.AlgorithmName.OCTAV,
+    "mse": quantizer.AlgorithmName.MSE,
+    "gptq": quantizer.AlgorithmName.GPTQ,
+    "recover": quantizer.AlgorithmName.DEQUANTIZED_WEIGHT_RECOVERY,
+    "hadamard": quantizer.AlgorithmName.DECOMPOSED_HADAMARD_ROTATION,
+}
 
 
 def quantize_component(
@@ -21,9 +46,137 @@ def quantize_component(
     `calibration` is needed when `recipe.needs_calibration` (`converters.calibration.calibration`). Raises
     `EdgeError` when a rule matches no operator or cannot be applied.
     """
-    raise NotImplementedError
+    if not recipe.rules:
+        shutil.copyfile(fp32_path, out_path)
+        return
+    if recipe.needs_calibration and not calibration:
+        raise ValueError(f"recipe {recipe.name!r} needs calibration inputs")
+    with silence():
+        work = quantizer.Quantizer(str(fp32_path))
+        _add_rules(work, recipe, list(_weighted_operators(fp32_path)))
+        ranges = work.calibrate(calibration, num_threads=2) if recipe.needs_calibration else None
+        work.quantize(
+            ranges, serialize_to_path=str(out_path), enable_progress_bar=False, enable_progress_report=False
+        )
 
 
 def bits_per_weight(path: Path) -> float:
-    """Bits per weight on average over the constant tensors of the graph, scales included, each buffer once."""
-    raise NotImplementedError
+    """Bits per constant number of a graph on average, scales included. A buffer that tensors share counts
+    once; shapes, axes and other integers of the graph's own are no weights."""
+    numbers, bits = 0, 0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for count, width in _weights(schema.Model.GetRootAs(data)):
+            numbers += count
+            bits += width
+    return bits / numbers if numbers else 0.0
+
+
+@dataclass(frozen=True)
+class _Operator:
+    kind: str  # "FULLY_CONNECTED"
+    names: str  # of its weights and its output: what a rule's scope is searched in
+    output: str  # what ai-edge-quantizer knows it by
+
+
+def _weighted_operators(path: Path) -> Iterator[_Operator]:
+    for graph in tflite_file.read(path).subgraphs:
+        for op in graph.operators:
+            if op.name in WEIGHTED:
+                weights, output = graph.tensors[op.inputs[1]].name, graph.tensors[op.outputs[0]].name
+                yield _Operator(op.name, f"{weights};{output}", output)
+
+
+def _add_rules(work: Any, recipe: Recipe, operators: list[_Operator]) -> None:
+    """Tells the quantizer which rule each operator falls under: it knows operators only by their outputs."""
+    matched: dict[Rule, list[_Operator]] = {rule: [] for rule in recipe.rules}
+    for operator in operators:
+        fitting = [r for r in recipe.rules if _fits(r, operator)]
+        if fitting:
+            matched[fitting[-1]].append(operator)
+    for rule, under in matched.items():
+        try:
+            if rule.op == "*":
+                _add(work, rule, ".*", qtyping.TFLOperationName.ALL_SUPPORTED)
+                for end in ("INPUT", "OUTPUT"):  # the host feeds and reads float32
+                    work.update_quantization_recipe(".*", end, algorithm_key=_NOTHING)
+            elif not any(_fits(rule, o) for o in operators):
+                raise ValueError("no operator matches")
+            for kind in sorted({o.kind for o in under}):
+                outputs = [o.output for o in under if o.kind == kind]
+                _add(work, rule, f"^({'|'.join(map(re.escape, outputs))});$", qtyping.TFLOperationName(kind))
+        except ValueError as error:
+            raise EdgeError(
+                f"recipe {recipe.name!r} does not fit this graph: {error} ({rule})",
+                "Choose another recipe for the component.",
+            ) from error
+
+
+def _fits(rule: Rule, operator: _Operator) -> bool:
+    return rule.op in ("", "*", operator.kind) and re.search(rule.scope, operator.names) is not None
+
+
+_NOTHING = quantizer.AlgorithmName.NO_QUANTIZE
+
+
+def _add(work: Any, rule: Rule, regex: str, op: qtyping.TFLOperationName) -> None:
+    """Raises ValueError for a combination that the quantizer does not have."""
+    if rule.weights == "float32":
+        work.update_quantization_recipe(regex, op, algorithm_key=_NOTHING)
+        return
+    if rule.weights == "float16":
+        work.add_weight_only_config(
+            regex, op, num_bits=16, algorithm_key=quantizer.AlgorithmName.FLOAT_CASTING
+        )
+        return
+    bits, method = _BITS[rule.weights], _METHODS[rule.method]
+    grain = qtyping.QuantGranularity.CHANNELWISE
+    if rule.granularity != "channel":
+        grain = qtyping.QuantGranularity(rule.granularity.upper().replace("BLOCK_", "BLOCKWISE_"))
+    if rule.activations == "int8":
+        work.add_static_config(
+            regex, op, activation_num_bits=8, weight_num_bits=bits, weight_granularity=grain, algorithm_key=method
+        )
+    else:
+        work.add_dynamic_config(regex, op, num_bits=bits, granularity=grain, algorithm_key=method)
+
+
+# Bits of the types that weights and their scales can have. int32 is there for the biases of static recipes.
+_WIDTHS = {
+    schema.TensorType.FLOAT32: 32,
+    schema.TensorType.FLOAT16: 16,
+    schema.TensorType.INT8: 8,
+    schema.TensorType.INT4: 4,
+}
+
+
+def _weights(model: schema.Model) -> Iterable[tuple[int, int]]:
+    """(count, bits) of each constant buffer that holds weights or their scales; scales count 0 numbers."""
+    done: set[int] = set()
+    for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
+        tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
+        scales = {_block_scales(t) for t in tensors}
+        for index, tensor in enumerate(tensors):
+            width, quantization = _WIDTHS.get(tensor.Type()), tensor.Quantization()
+            is_bias = tensor.Type() == schema.TensorType.INT32 and quantization and quantization.ScaleLength()
+            width = 32 if is_bias else width
+            if width is None or not _is_constant(model, tensor) or tensor.Buffer() in done:
+                continue
+            done.add(tensor.Buffer())
+            count = int(np.prod([tensor.Shape(i) for i in range(tensor.ShapeLength())]))
+            own_scales = quantization.ScaleLength() if quantization else 0
+            yield (0 if index in scales else count), count * width + 32 * own_scales
+
+
+def _is_constant(model: schema.Model, tensor: schema.Tensor) -> bool:
+    buffer = model.Buffers(tensor.Buffer())
+    return bool(buffer.DataLength() or buffer.Size())
+
+
+def _block_scales(tensor: schema.Tensor) -> int:
+    """The tensor with the scales of a block-wise quantised one; -1 for any other."""
+    quantization = tensor.Quantization()
+    if not quantization or quantization.DetailsType() != schema.QuantizationDetails.BlockwiseQuantization:
+        return -1
+    details, table = schema.BlockwiseQuantization(), quantization.Details()
+    details.Init(table.Bytes, table.Pos)
+    return int(details.Scales())

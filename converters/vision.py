@@ -1,0 +1,39 @@
+"""A vision branch's signatures: `tile_<side>` for each side a tile may be encoded at."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from converters.lowering import Component, Traced
+from hypervl.vision import TileConstants, VisionBranch
+
+
+def signatures(branch: VisionBranch, tile_sides: tuple[int, ...]) -> list[Traced]:
+    """One per tile side (px), all on one copy of the weights."""
+    weight, bias = branch.folded_patch_embedding()
+    return [
+        Traced(
+            f"tile_{side}",
+            Tile(branch, TileConstants(weight.contiguous(), bias, branch.positions(side).contiguous())),
+            {"images": torch.zeros(1, side, side, 3)},
+        )
+        for side in tile_sides
+    ]
+
+
+class Tile(Component):
+    """images [1, side, side, 3] in [0, 1] -> visual_tokens [1, (side / patch_px)^2, decoder hidden]."""
+
+    patch_weight: Tensor
+    patch_bias: Tensor
+    positions: Tensor
+
+    def __init__(self, branch: VisionBranch, constants: TileConstants) -> None:
+        super().__init__(branch)
+        for name, value in constants._asdict().items():
+            self.register_buffer(name, value.detach(), persistent=False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        constants = TileConstants(self.patch_weight, self.patch_bias, self.positions)
+        return {"visual_tokens": self.component(images, constants)}
