@@ -30,7 +30,7 @@ from jinja2.exceptions import SecurityError, TemplateError
 from rpi_runtime.errors import BundleError, UsageError
 
 MAX_SOURCE_CHARS = 1 << 20  # published templates stay under 30,000
-MAX_STEPS = 200_000  # passes through loops and macros; a few per message are usual
+MAX_STEPS = 100_000  # passes through loops and macros; a few per message are usual
 MAX_CHARS = (
     1 << 22
 )  # all text that a rendering makes, intermediate values included, beside 64 times the messages'

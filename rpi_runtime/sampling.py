@@ -57,8 +57,8 @@ class Sampler:
     def pick(self, logits: np.ndarray, history: Sequence[int]) -> int:
         """The next token.
 
-        `logits` [vocabulary, with or without padding] float; `history` the ids of the prompt and of the answer
-        so far, for the repetition penalty. Raises `BundleError` for logits that are no numbers.
+        `logits` [vocabulary, with or without padding] float; `history` the ids of the prompt and of the
+        answer so far, for the repetition penalty. Raises `BundleError` for logits that are no numbers.
         """
         if self._sampling.greedy:
             return int(np.argmax(self._scores(logits, history)))

@@ -241,9 +241,7 @@ def _is_word(character: str) -> bool:
 
 def _read_text(path: Path, error: type[EdgeError]) -> str:
     try:
-        # newline="": a template's line ends are part of the prompt
-        with path.open(encoding="utf-8", newline="") as file:
-            return file.read()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as reason:
         raise error(f"{path} cannot be read: {reason}", "Copy the file again.") from None
 
