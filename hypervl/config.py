@@ -13,6 +13,7 @@ from typing import Any
 from rpi_runtime.errors import CheckpointError, nearest
 
 BRANCHES = ("base", "large")
+_CORRECT = "Correct the field and try again."
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def check(config: HyperVLConfig) -> None:
 
     def need(ok: bool, what: str) -> None:
         if not ok:
-            raise CheckpointError(f"config.json: {what}", "Correct the field and try again.")
+            raise CheckpointError(f"config.json: {what}", _CORRECT)
 
     for part in PARTS:
         for f in dataclasses.fields(PARTS[part]):
@@ -200,12 +201,12 @@ def _read(cls: type, data: dict[str, Any], path: str) -> Any:
     for name, f in fields.items():
         if name not in data:
             if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-                raise CheckpointError(f"config.json: field {path + name!r} is missing")
+                raise CheckpointError(f"config.json: field {path + name!r} is missing", _CORRECT)
             continue
         part = PARTS.get(name) if cls is HyperVLConfig else None
         if part is not None:
             if not isinstance(data[name], dict):
-                raise CheckpointError(f"config.json: {path + name!r} is not an object")
+                raise CheckpointError(f"config.json: {path + name!r} is not an object", _CORRECT)
             values[name] = _read(part, data[name], f"{path}{name}.")
         else:
             values[name] = _value(data[name], str(f.type), path + name)
@@ -218,13 +219,13 @@ _SCALARS = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)
 def _value(value: Any, declared: str, path: str) -> Any:
     if declared.startswith("tuple"):
         if not isinstance(value, list | tuple):
-            raise CheckpointError(f"config.json: {path!r} is {value!r}, expected a list")
+            raise CheckpointError(f"config.json: {path!r} is {value!r}, expected a list", _CORRECT)
         inner = declared.removeprefix("tuple[").removesuffix("]")
         item = inner if inner.startswith("tuple") else inner.split(",")[0]
         item = item.removesuffix(", ...")
         return tuple(_value(v, item, f"{path}[{i}]") for i, v in enumerate(value))
     if not isinstance(value, _SCALARS[declared]) or (declared != "bool" and isinstance(value, bool)):
-        raise CheckpointError(f"config.json: {path!r} is {value!r}, expected {declared}")
+        raise CheckpointError(f"config.json: {path!r} is {value!r}, expected {declared}", _CORRECT)
     return value
 
 

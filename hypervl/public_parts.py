@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hypervl.config import DecoderConfig, VisionConfig
@@ -149,13 +150,14 @@ def open_decoder(folder: Path) -> DecoderPart:
         max_position_embeddings=get.whole("max_position_embeddings", 2048 if llama else 32768),
     )
     files = TensorFiles.open(folder)
-    names = {
-        n.removeprefix("model."): n
-        for n in files.tensors
-        if not n.endswith("rotary_emb.inv_freq")
-        # Tied, the head is the embedding, whatever a file repeats.
-        and not (n == "lm_head.weight" and config.tie_word_embeddings)
-    }
+    names = {n.removeprefix("model."): n for n in files.tensors if not n.endswith("rotary_emb.inv_freq")}
+    head, embedding = names.get("lm_head.weight"), names.get("embed_tokens.weight")
+    if config.tie_word_embeddings and head and embedding:
+        # Some files repeat a tied head. One that differs is a head of its own, as transformers 5 reads it.
+        if torch.equal(files.tensor(head), files.tensor(embedding)):
+            del names["lm_head.weight"]
+        else:
+            config = dataclasses.replace(config, tie_word_embeddings=False)
     tensors = {ours: files.tensors[theirs] for ours, theirs in names.items()}
     return DecoderPart(folder, tensors, lambda name: files.tensor(names[name]), config)
 
