@@ -121,12 +121,10 @@ def _tiles(width: int, height: int, columns: int, rows: int) -> list[Tile]:
 
 
 def _spans(length: int, cells: int, share: float) -> list[tuple[float, float, float, float]]:
-    """Per cell along one axis: source px from and to, and the shares of the cell's side between which they
-    lie.
+    """Per cell along one axis: source px from and to, and between which shares of the cell's side they lie.
 
-    A share below 1, centred, only comes with one cell along its axis: arrangements are so dense (1, 2, 3 ...
-    and their inverses) that only a picture beyond the longest or the tallest of them is ever MAX_STRETCH
-    away.
+    A share below 1 comes only with a single cell along its axis. Aspect ratios of arrangements (1, 2, 3 ... and
+    their inverses) are so dense that only a picture beyond the longest or tallest is MAX_STRETCH away from all.
     """
     margin = (1.0 - share) / 2
     edges = [length * i / cells for i in range(cells + 1)]
@@ -135,5 +133,6 @@ def _spans(length: int, cells: int, share: float) -> list[tuple[float, float, fl
 
 def _pixel_span(start: float, end: float, side: int) -> tuple[int, int]:
     """Whole pixels of a share of the tile, at least one."""
-    first = min(round(start * side), side - 1)
-    return first, max(round(end * side), first + 1)
+    length = max(1, round((end - start) * side))
+    first = min(round(start * side), side - length)
+    return first, first + length
