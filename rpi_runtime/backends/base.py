@@ -65,7 +65,7 @@ class Graph(Protocol):
         """Zeroed shared inputs, name -> the shape in which the host writes them."""
 
     def runner(self, signature: str, shared: SharedInputs | None = None) -> Runner:
-        """A runner of `signature` whose inputs named in `shared` are bound to it."""
+        """The runner of `signature` whose inputs named in `shared` are bound to it; made once."""
 
     def close(self) -> None:
         """Gives back the native memory. Runners and shared inputs of this graph must not be used after it."""

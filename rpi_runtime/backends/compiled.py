@@ -37,6 +37,7 @@ class CompiledGraph:
     ) -> None:
         self.choice = choice
         self._verbose = verbose
+        self._runners: dict[tuple[str, BoundArrays | None], CompiledRunner] = {}
         with quiet(verbose):
             litert = _litert()
             options = litert.Options(
@@ -69,9 +70,15 @@ class CompiledGraph:
     def runner(self, signature: str, shared: SharedInputs | None = None) -> CompiledRunner:
         if shared is not None and not isinstance(shared, BoundArrays):
             raise TypeError(f"these shared inputs belong to another backend: {type(shared).__name__}")
-        return CompiledRunner(self._model, self.signatures[signature], shared, self._verbose)
+        key = (signature, shared)
+        if key not in self._runners:
+            self._runners[key] = CompiledRunner(
+                self._model, self.signatures[signature], shared, self._verbose
+            )
+        return self._runners[key]
 
     def close(self) -> None:
+        self._runners.clear()
         self._model.close()
 
 

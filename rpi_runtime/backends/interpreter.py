@@ -30,6 +30,7 @@ class InterpreterGraph:
     def __init__(self, path: Path, *, threads: int, verbose: bool, choice: BackendChoice) -> None:
         self.choice = choice
         self._verbose = verbose
+        self._runners: dict[tuple[str, MirroredInputs | None], InterpreterRunner] = {}
         with quiet(verbose):
             interpreter_class = _interpreter_class(choice.package)
             try:
@@ -51,6 +52,16 @@ class InterpreterGraph:
     def runner(self, signature: str, shared: SharedInputs | None = None) -> InterpreterRunner:
         if shared is not None and not isinstance(shared, MirroredInputs):
             raise TypeError(f"these shared inputs belong to another backend: {type(shared).__name__}")
+        key = (signature, shared)
+        if key not in self._runners:
+            self._runners[key] = self._new_runner(signature, shared)
+        return self._runners[key]
+
+    def close(self) -> None:
+        self._runners.clear()
+        self._interpreter = None
+
+    def _new_runner(self, signature: str, shared: MirroredInputs | None) -> InterpreterRunner:
         # The calls below carry a subgraph's number, which the public Interpreter methods of 2.14 do not take;
         # its own SignatureRunner would demand every input again, the whole KV cache included, at each run.
         native = self._interpreter._interpreter
@@ -68,9 +79,6 @@ class InterpreterGraph:
         return InterpreterRunner(
             native, subgraph, self.signatures[signature], self._indices[signature], shared
         )
-
-    def close(self) -> None:
-        self._interpreter = None
 
     def _describe(self, name: str) -> Signature:
         runner = self._interpreter.get_signature_runner(name)
