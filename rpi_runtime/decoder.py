@@ -63,7 +63,7 @@ class Decoder:
         self.kv = KVCache(graph, spec)
         self._graph = graph
         self._spec = spec
-        self._table = table
+        self.table = table
         self._cos, self._sin = rope_table(spec.context_tokens + 1, spec.head_dim, spec.rope_theta)
         self._inputs: dict[int, _ChunkInputs] = {}
 
@@ -90,7 +90,7 @@ class Decoder:
     def step(self, token_id: int) -> Array:
         """Feeds one token; logits [vocab] float32 of what follows it."""
         inputs = self._for_size(1)
-        inputs.embeddings[0] = self._table.rows((token_id,))
+        inputs.embeddings[0] = self.table.rows((token_id,))
         return self._call(inputs, [token_id])
 
     def _call(self, inputs: _ChunkInputs, positions: list[Position]) -> Array:
