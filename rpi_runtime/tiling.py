@@ -123,8 +123,8 @@ def _tiles(width: int, height: int, columns: int, rows: int) -> list[Tile]:
 def _spans(length: int, cells: int, share: float) -> list[tuple[float, float, float, float]]:
     """Per cell along one axis: source px from and to, and between which shares of the cell's side they lie.
 
-    A share below 1 comes only with a single cell along its axis. Aspect ratios of arrangements (1, 2, 3 ... and
-    their inverses) are so dense that only a picture beyond the longest or tallest is MAX_STRETCH away from all.
+    A share below 1 comes only with a single cell along its axis: the aspect ratios 1, 2, 3 ... and their
+    inverses are so dense that only a picture beyond the longest or tallest is MAX_STRETCH away from all.
     """
     margin = (1.0 - share) / 2
     edges = [length * i / cells for i in range(cells + 1)]

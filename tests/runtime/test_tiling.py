@@ -113,7 +113,7 @@ def test_full_size_tiles_are_the_whole_canvas_resized_and_cut(width: int, height
     for tile in grid.tiles[: grid.columns * grid.rows]:
         part = expected[tile.row * 448 :, tile.column * 448 :][:448, :448]
         error = np.abs(cut(picture, tile, 448)[0] - part) * 255
-        # Pillow chooses the axis to begin with by the amount of work, and rounds and clips to 8 bits in between.
+        # Pillow begins with the axis that is less work, and rounds and clips to 8 bits in between.
         assert error.max() <= 8, tile
         assert error.mean() < 0.2, tile
 
