@@ -26,9 +26,22 @@ def nano_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_folder() -> Path:
+def fetch_weights() -> ModuleType:
+    """The module `scripts/fetch_weights.py`; scripts are no package."""
+    name = "fetch_weights"
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(fetch_weights: ModuleType) -> Path:
     """SmolLM2-135M-Instruct as a Hugging Face folder."""
-    return _fetched("smollm2")
+    return _fetched(fetch_weights, "smollm2")
 
 
 @pytest.fixture(scope="session")
@@ -40,25 +53,14 @@ def smollm2_checkpoint(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
-def qwen3_tokenizer_folder() -> Path:
+def qwen3_tokenizer_folder(fetch_weights: ModuleType) -> Path:
     """Qwen3's tokenizer.json, tokenizer_config.json and generation_config.json."""
-    return _fetched("qwen3-tokenizer")
+    return _fetched(fetch_weights, "qwen3-tokenizer")
 
 
-def script(name: str) -> ModuleType:
-    """The module `scripts/<name>.py`; scripts are no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def _fetched(name: str) -> Path:
+def _fetched(fetch_weights: ModuleType, name: str) -> Path:
     try:
-        folder: Path = script("fetch_weights").fetch(name)
+        folder: Path = fetch_weights.fetch(name)
     except ResourceError as error:
         pytest.skip(f"{name} cannot be fetched here: {error.message}")
     return folder

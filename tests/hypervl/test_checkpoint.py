@@ -125,6 +125,12 @@ def test_checkpoints_list_their_tensors_without_reading_them(nano_checkpoint: Pa
     )
 
 
+def test_the_documented_config_is_that_of_nano() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checkpoint.md").read_text()
+    shown = page.partition("```json\n")[2].partition("```")[0]
+    assert json.loads(shown) == json.loads(json.dumps(preset("nano").to_dict()))
+
+
 # What is wrong is named
 
 
