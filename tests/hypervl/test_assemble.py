@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -526,6 +528,23 @@ def test_the_command_as_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     shown = json.loads(capfd.readouterr().out)
     assert shown["seed"] == 4
     assert {p["name"]: p["source"] for p in shown["parts"]}["decoder"] == ""
+
+
+def test_mistakes_end_in_one_message_and_their_exit_code(nano_checkpoint: Path, tmp_path: Path) -> None:
+    folder, _ = qwen3(tmp_path / "decoder")
+    with (folder / "model.safetensors").open("r+b") as stream:
+        stream.truncate(5000)
+    for arguments, exit_code, message in (
+        ((nano_checkpoint, "--preset", "nano"), 2, f"error: {nano_checkpoint} exists already"),
+        ((tmp_path / "c", "--preset", "nanno"), 2, "error: unknown preset 'nanno'"),
+        ((tmp_path / "c", "--decoder", folder), 3, f"error: {folder}/model.safetensors is cut"),
+    ):
+        command_line = [sys.executable, "-m", "toolkit.cli", "assemble", *map(str, arguments)]
+        done = subprocess.run(command_line, capture_output=True, text=True)
+        assert done.returncode == exit_code
+        assert done.stderr.startswith(message)
+        assert len(done.stderr.splitlines()) == 2
+        assert done.stdout == ""
 
 
 # Real weights
