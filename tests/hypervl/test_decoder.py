@@ -44,8 +44,8 @@ def pair(kind: Kind) -> tuple[Decoder, nn.Module]:
         else LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=rope))
     ).eval()
     torch.manual_seed(2)
-    for parameter in theirs.parameters():
-        nn.init.normal_(parameter, std=0.25)
+    for name, parameter in theirs.named_parameters():
+        nn.init.normal_(parameter, mean=float("norm" in name), std=0.15)
     ours = Decoder(DecoderConfig(**shape, rope_theta=THETA, qk_norm=qk_norm)).eval()
     state = {name.removeprefix("model."): tensor for name, tensor in theirs.state_dict().items()}
     ours.load_state_dict({k: v for k, v in state.items() if not (tied and k == "lm_head.weight")})

@@ -108,6 +108,12 @@ def test_a_text_is_continued_as_transformers_continues_it(model: HyperVL, codec:
 
 
 @torch.no_grad()
+def test_visual_tokens_equal_those_of_transformers_parts(model: HyperVL) -> None:
+    pixels = torch.from_numpy(np.asarray(photo(), np.float32) / 255).unsqueeze(0)
+    assert (model.vision_base(pixels) - siglip_tokens(model, photo())).abs().max() < 1e-4
+
+
+@torch.no_grad()
 def test_a_picture_is_answered_as_transformers_parts_answer_it(model: HyperVL, codec: TextCodec) -> None:
     answer = generate(model, codec, [photo()], QUESTION, routing="fixed:1", max_new_tokens=24)
     embed, one = model.decoder.embed_tokens, codec.token
@@ -181,12 +187,23 @@ def test_the_automatic_branch_follows_the_sides(
 
 def test_several_pictures_stand_where_the_messages_have_them(model: HyperVL, codec: TextCodec) -> None:
     messages = [Message("user", ("Left: ", IMAGE, " Right: ", IMAGE, " Which?"))]
-    answer = generate(model, codec, [photo(), photo(100)], messages, max_new_tokens=1)
+    coffee = Image.fromarray(skimage.data.coffee()).resize((192, 192))
+    answer = generate(model, codec, [photo(), coffee], messages, max_new_tokens=12)
     runs = [run for run in answer.prompt.runs if isinstance(run, VisualRun)]
     assert [run.image for run in runs] == [0, 1]
     assert [plan.digest for plan in answer.plans] == [run.key.digest for run in runs]
+    twice_the_same = generate(model, codec, [photo(), photo()], messages, max_new_tokens=12)
+    assert answer.token_ids != twice_the_same.token_ids
     with pytest.raises(UsageError, match="place for 2 pictures, and 1 are given"):
         generate(model, codec, [photo()], messages)
+
+
+def test_an_id_that_only_pads_the_head_is_never_taken(codec: TextCodec) -> None:
+    padded = build(NANO)
+    rows = padded.decoder.embed_tokens.weight.data
+    rows[codec.vocab_size :] *= 100  # one of them would win every time
+    answer = generate(padded, codec, [], QUESTION, max_new_tokens=8)
+    assert max(answer.token_ids) < codec.vocab_size
 
 
 def test_it_ends_where_the_model_ends(model: HyperVL, codec: TextCodec) -> None:

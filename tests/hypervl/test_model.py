@@ -10,9 +10,10 @@ import skimage.data
 import torch
 from PIL import Image
 
-from hypervl.config import DecoderConfig, preset
+from hypervl.config import DecoderConfig, VRCConfig, preset
 from hypervl.decoder import Decoder, attention_mask, rope_table
 from hypervl.model import HyperVL, build, component, initial_tensor, named_tensors
+from hypervl.vrc import VRC
 from rpi_runtime.errors import UsageError
 from rpi_runtime.manifest import COMPONENTS
 
@@ -104,6 +105,24 @@ def test_an_untrained_decoder_does_not_repeat_its_input() -> None:
     likely = logits[0].argmax(-1)
     assert (likely == ids).float().mean() < 0.2
     assert likely.unique().numel() > 10
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [NANO.vrc, VRCConfig()], ids=["nano", "lite0"])
+def test_an_untrained_vrc_neither_dies_nor_saturates(config: VRCConfig) -> None:
+    with torch.device("meta"):
+        vrc = VRC(config)
+    tensors = {name: initial_tensor(f"vrc.{name}", like) for name, like in named_tensors(vrc)}
+    vrc.load_state_dict(tensors, assign=True)
+    pictures = [
+        Image.fromarray(p()).resize((config.image_size,) * 2)
+        for p in (skimage.data.coffee, skimage.data.rocket)
+    ]
+    features = vrc.eval().features(
+        torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).float() / 255
+    )
+    assert float(features.std()) > 0.3
+    assert float((features == 6).float().mean()) < 0.02  # ReLU6's ceiling
 
 
 @torch.no_grad()

@@ -47,8 +47,9 @@ def normalised(images: Tensor) -> Tensor:
 
 def randomised(tower: nn.Module) -> nn.Module:
     torch.manual_seed(1)
-    for parameter in tower.parameters():
-        nn.init.normal_(parameter, std=0.15)
+    for name, parameter in tower.named_parameters():
+        is_scale = "norm" in name and name.endswith("weight")
+        nn.init.normal_(parameter, mean=float(is_scale), std=0.15)
     return tower.eval()
 
 
