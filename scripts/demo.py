@@ -31,7 +31,7 @@ def main() -> int:
         done = subprocess.run(command.replace("toolkit", str(toolkit), 1), shell=True)
         if done.returncode:
             return done.returncode
-    print("\nLook at demo/routing.png for the tiles over the photo, coloured by the side each was encoded at.")
+    print("\nLook at demo/routing.png for the tiles over the photo and the side of each.")
     return 0
 
 

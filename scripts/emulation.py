@@ -1,9 +1,10 @@
-"""An aarch64 Python with the device's own wheels, run under QEMU: the CPU of a Raspberry Pi without the board.
+"""An aarch64 Python with the device's own wheels, run under QEMU: a Raspberry Pi's CPU without the board.
 
-`python scripts/emulation.py --cpu cortex-a72 -- -m toolkit.cli run BUNDLE ...` runs that on an emulated Pi 4.
-Nothing is installed on this machine and no root is needed: Debian's packages are downloaded with a private apt
-state and unpacked into `.cache/emulation`. QEMU comes from bookworm-backports, because version 7.2 shows programs
-this machine's /proc/cpuinfo instead of the emulated CPU's. Emulated times say nothing about a board's speed.
+`python scripts/emulation.py --cpu cortex-a72 -- -m toolkit.cli run BUNDLE ...` runs that on an emulated
+Pi 4. Nothing is installed on this machine and no root is needed: Debian's packages are downloaded with a
+private apt state and unpacked into `.cache/emulation`. QEMU comes from bookworm-backports, because version
+7.2 shows programs this machine's /proc/cpuinfo instead of the emulated CPU's. Emulated times say nothing about a
+board's speed.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Emulator:
             "QEMU_CPU": cpu,
             **(env or {}),
         }
-        command = [str(self.qemu), "-L", str(self.root), str(self.root / "usr/bin/python3.11"), *arguments]
+        python = self.root / "usr/bin/python3.11"
+        command = [str(self.qemu), "-L", str(self.root), str(python), *arguments]
         return subprocess.run(command, env=inside, capture_output=True, text=True, check=False)
 
 
@@ -64,7 +66,10 @@ def prepare() -> Emulator:
     CACHE.mkdir(parents=True, exist_ok=True)
     mirror = _debian_mirror()
     host = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
-    qemu = _unpacked("qemu", mirror, QEMU_SUITE, host, ("qemu-user",), dependencies=False) / "usr/bin/qemu-aarch64"
+    qemu = (
+        _unpacked("qemu", mirror, QEMU_SUITE, host, ("qemu-user",), dependencies=False)
+        / "usr/bin/qemu-aarch64"
+    )
     root = _unpacked("root-arm64", mirror, ROOT_SUITE, "arm64", ROOT_PACKAGES, dependencies=True)
     return Emulator(qemu, root, _wheels())
 
@@ -92,17 +97,35 @@ def _unpacked(
         return target
     with tempfile.TemporaryDirectory(dir=CACHE) as work_name:
         work = Path(work_name)
-        for folder in ("lists/partial", "archives/partial", "etc/apt.conf.d", "etc/preferences.d", "etc/trusted.gpg.d"):
+        for folder in (
+            "lists/partial",
+            "archives/partial",
+            "etc/apt.conf.d",
+            "etc/preferences.d",
+            "etc/trusted.gpg.d",
+        ):
             (work / folder).mkdir(parents=True)
         (work / "status").touch()
         keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
         (work / "sources.list").write_text(f"deb [signed-by={keyring}] {mirror} {suite} main\n")
+        settings = {
+            "Dir::State": work,
+            "Dir::State::status": work / "status",
+            "Dir::State::lists": work / "lists",
+            "Dir::Cache": work,
+            "Dir::Cache::archives": work / "archives",
+            "Dir::Etc": work / "etc",
+            "Dir::Etc::sourcelist": work / "sources.list",
+            "APT::Architecture": arch,
+            "APT::Architectures": arch,
+            "APT::Install-Recommends": "false",
+            "APT::Sandbox::User": "",
+        }
         apt = [
-            "apt-get", "-q", "-o", f"Dir::State={work}", "-o", f"Dir::State::status={work}/status",
-            "-o", f"Dir::State::lists={work}/lists", "-o", f"Dir::Cache={work}", "-o", f"Dir::Cache::archives={work}/archives",
-            "-o", f"Dir::Etc={work}/etc", "-o", f"Dir::Etc::sourcelist={work}/sources.list", "-o", f"APT::Architecture={arch}",
-            "-o", f"APT::Architectures={arch}", "-o", "APT::Install-Recommends=false", "-o", "APT::Sandbox::User=",
-        ]  # fmt: skip
+            "apt-get",
+            "-q",
+            *(part for key, value in settings.items() for part in ("-o", f"{key}={value}")),
+        ]
         _run([*apt, "update"])
         if dependencies:
             _run([*apt, "install", "--yes", "--download-only", *packages])
@@ -124,9 +147,10 @@ def _wheels() -> Path:
     with tempfile.TemporaryDirectory(dir=CACHE) as work:
         platforms = [part for tag in PLATFORMS for part in ("--platform", f"{tag}_aarch64")]
         site = Path(work) / "site"
-        _run([sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(site), "--only-binary=:all:",
-              "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi", "abi3", "--abi", "none",
-              *platforms, *WHEELS])  # fmt: skip
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(site)]
+        python = ["--python-version", "3.11", "--implementation", "cp"]
+        abis = ["--abi", "cp311", "--abi", "abi3", "--abi", "none"]
+        _run([*pip, "--only-binary=:all:", *python, *abis, *platforms, *WHEELS])
         site.rename(target)
     return target
 

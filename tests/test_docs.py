@@ -16,7 +16,16 @@ import skimage
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 # Set-up that the machine running this test has behind it, or that would start this very test.
-BEHIND_US = ("git clone", "cd hypervl-edge", "make demo", "make test", "make lint", "python3 -m venv", ". .venv", "pip install")
+BEHIND_US = (
+    "git clone",
+    "cd hypervl-edge",
+    "make demo",
+    "make test",
+    "make lint",
+    "python3 -m venv",
+    ". .venv",
+    "pip install",
+)
 
 
 def commands(page: Path) -> list[str]:
@@ -29,11 +38,17 @@ def commands(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
 def test_every_command_shown_on_the_page_runs(page: Path, tmp_path: Path) -> None:
     shutil.copyfile(Path(skimage.__file__).parent / "data" / "astronaut.png", tmp_path / "photo.png")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "80"}
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "COLUMNS": "80",
+    }
     for command in commands(page):
         if command.startswith(BEHIND_US):
             continue
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, input="")
+        done = subprocess.run(
+            command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, input=""
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 

@@ -14,7 +14,16 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = ("toolkit", "converters", "hypervl", "rpi_runtime", "delegates")
 LIGHT = {"numpy", "PIL", "tokenizers", "jinja2"}
 RUNTIMES = {"ai_edge_litert", "tflite_runtime", "tensorflow"}
-HEAVY = ("torch", "transformers", "litert_torch", "ai_edge_quantizer", "ai_edge_litert", "tensorflow", "tflite_runtime", "jax")
+HEAVY = (
+    "torch",
+    "transformers",
+    "litert_torch",
+    "ai_edge_quantizer",
+    "ai_edge_litert",
+    "tensorflow",
+    "tflite_runtime",
+    "jax",
+)
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
@@ -36,7 +45,9 @@ def files(room: str) -> list[Path]:
 @pytest.mark.parametrize("room", ORDER)
 def test_a_room_imports_only_the_rooms_after_it(room: str) -> None:
     before = set(ORDER[: ORDER.index(room)])
-    wrong = {str(f.relative_to(ROOT)): sorted(imports(f) & before) for f in files(room) if imports(f) & before}
+    wrong = {
+        str(f.relative_to(ROOT)): sorted(imports(f) & before) for f in files(room) if imports(f) & before
+    }
     assert not wrong
 
 
@@ -46,13 +57,17 @@ def test_the_device_side_imports_only_light_libraries(room: str) -> None:
     for file in files(room):
         runtimes = RUNTIMES if file.parent.name == "backends" else set()
         assert imports(file) <= allowed | runtimes, file
-        assert not imports(file, top_level_only=True) & RUNTIMES, f"{file} loads the TFLite runtime when imported"
+        assert not imports(file, top_level_only=True) & RUNTIMES, (
+            f"{file} loads the TFLite runtime when imported"
+        )
 
 
 @pytest.mark.parametrize("module", ["toolkit.cli", "rpi_runtime.session"])
 def test_importing_it_loads_neither_torch_nor_a_tflite_runtime(module: str) -> None:
     code = f"import sys, {module}; print('\\n'.join(m for m in sys.modules if '.' not in m))"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert not set(loaded.stdout.split()) & set(HEAVY)
 
 

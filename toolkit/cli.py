@@ -1,7 +1,7 @@
 """The command `toolkit`: registers one module per command and turns errors into messages and exit codes.
 
-Nothing heavy is imported here, nor by the modules below at import time: a board has only the light install, and
-`toolkit --help` must answer at once. Each command imports what it needs when it runs.
+Nothing heavy is imported here, nor by the modules below at import time: a board has only the light install,
+and `toolkit --help` must answer at once. Each command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from toolkit.commands.verify import verify
 
 app = typer.Typer(
     name="toolkit",
-    help="Takes HyperVL, a vision-language model for edge devices, from PyTorch to a Raspberry Pi or a phone.",
+    help="Takes HyperVL, a vision-language model for the edge, from PyTorch to a Raspberry Pi or a phone.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,7 +36,7 @@ for command in (assemble, convert, verify, inspect, run, chat):
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 fine, 1 a check found something, 2 wrong usage, 3 could not check, 130 Ctrl-C."""
+    """Exit codes: 0 fine, 1 a check found something, 2 wrong usage, 3 could not check, 130 Ctrl-C."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
@@ -51,7 +51,7 @@ def main() -> None:
         report.error("stopped by Ctrl-C", "Nothing that was there before has changed.")
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        # The reader of our output left (`| head`): not an error of ours, and nothing more can be written there.
+        # The reader of our output left (`| head`): no error, and nothing more can be written there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(int(ExitCode.FINE))
     except MemoryError:

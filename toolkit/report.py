@@ -36,8 +36,10 @@ def note(message: str) -> None:
     err.print(Text(message, style="dim"), soft_wrap=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()) -> None:
-    """Prints one table; the columns named in `right` are aligned to the right. Cells are plain text, not markup."""
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()
+) -> None:
+    """Prints one table; columns in `right` are aligned right. Cells are plain text, not markup."""
     drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
@@ -59,6 +61,12 @@ def pairs(title: str, rows: Iterable[tuple[str, object]]) -> None:
 def print_json(value: Any) -> None:
     """`value` (a dataclass or plain data) as JSON on stdout."""
     sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def print_json_line(value: Any) -> None:
+    """One line of JSON on stdout, at once: for a reader that follows along."""
+    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
 
 
 def plain(value: Any) -> Any:

@@ -7,22 +7,29 @@ from typing import Annotated
 
 import typer
 
-Bundle = Annotated[Path, typer.Argument(help="Bundle folder, as `toolkit convert` writes it.", show_default=False)]
+Bundle = Annotated[
+    Path, typer.Argument(help="Bundle folder that `toolkit convert` wrote.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the log lines of the native libraries.")]
 
-Images = Annotated[list[Path] | None, typer.Option("--image", help="Picture to look at; repeat for several.", show_default=False)]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="Picture to look at; repeatable.", show_default=False),
+]
 System = Annotated[str | None, typer.Option(help="System message.", show_default=False)]
-Route = Annotated[str, typer.Option(help="Who chooses the resolution: tile, image or fixed:<scale>, e.g. fixed:0.5.")]
+Route = Annotated[str, typer.Option(help="What the resolution is chosen for: tile, image or fixed:<scale>.")]
 Branch = Annotated[str, typer.Option(help="Vision branch: base, large or auto.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the most likely token.")]
 TopK = Annotated[int, typer.Option(help="Sample among this many tokens; 0 is all.")]
-TopP = Annotated[float, typer.Option(help="Sample among the most likely tokens that reach this probability.")]
-MinP = Annotated[float, typer.Option(help="Leave out tokens below this share of the most likely one's probability.")]
+TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens that reach this share.")]
+MinP = Annotated[float, typer.Option(help="Leave out tokens below this share of the likeliest one.")]
 RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 makes tokens that occurred less likely.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.", show_default=False)]
-Stop = Annotated[list[str] | None, typer.Option(help="Stop before this text; repeat for several.", show_default=False)]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.", show_default="all cores, at most 4")]
-Backend = Annotated[str, typer.Option(help="TFLite runtime: auto, compiled, interpreter, tflite-runtime or tensorflow.")]
-WeightCache = Annotated[bool, typer.Option(help="Keep weights packed for this CPU in a file, for the next start.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="Stop before this text; repeatable.", show_default=False)
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="the cores, at most 4")]
+Backend = Annotated[str, typer.Option(help="auto, compiled, interpreter, tflite-runtime or tensorflow.")]
+WeightCache = Annotated[bool, typer.Option(help="Keep packed weights in a file for the next start.")]

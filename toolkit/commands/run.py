@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +9,11 @@ import typer
 
 from toolkit import report
 from toolkit.commands import options as opt
+from toolkit.run_view import ProgressLine, stream, summary
 
 if TYPE_CHECKING:
-    from rpi_runtime.run_report import RunReport
+    from rpi_runtime.manifest import VisionSpec
+    from rpi_runtime.run_report import ImageReport
 
 
 def run(
@@ -21,7 +22,8 @@ def run(
     image: opt.Images = None,
     system: opt.System = None,
     routing: Annotated[
-        Path | None, typer.Option("--routing", help="Draw the tiles over the image, coloured by chosen side, into this PNG.")
+        Path | None,
+        typer.Option("--routing", help="Draw the tiles and their chosen sides into this PNG."),
     ] = None,
     route: opt.Route = "tile",
     branch: opt.Branch = "base",
@@ -33,7 +35,9 @@ def run(
     repetition_penalty: opt.RepetitionPenalty = 1.0,
     seed: opt.Seed = None,
     stop: opt.Stop = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it stands, without the chat template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it stands, without chat template.")
+    ] = False,
     threads: opt.Threads = None,
     backend: opt.Backend = "auto",
     weight_cache: opt.WeightCache = True,
@@ -41,27 +45,53 @@ def run(
     verbose: opt.Verbose = False,
 ) -> None:
     """Answer a prompt about images on this device, and show what it cost."""
+    from rpi_runtime.errors import UsageError
     from rpi_runtime.sampling import Sampling
     from rpi_runtime.session import Session
 
+    if routing is not None and len(image or []) != 1:
+        raise UsageError(f"--routing draws one picture, not {len(image or [])}", "Give one --image.")
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    with Session.open(bundle, threads=threads, backend=backend, weight_cache=weight_cache, verbose=verbose) as session:
+    with (
+        Session.open(
+            bundle, threads=threads, backend=backend, weight_cache=weight_cache, verbose=verbose
+        ) as session,
+        ProgressLine() as progress,
+    ):
         generation = session.generate(
-            prompt=prompt, images=image or [], system=system, routing=route, branch=branch, sampling=sampling,
-            max_new_tokens=max_new_tokens, stop=stop or [], raw=raw, on_progress=opt.progress(),
-        )  # fmt: skip
-        pieces = []
-        try:
-            for piece in generation:
-                pieces.append(piece)
-                if not as_json:
-                    sys.stdout.write(piece)
-                    sys.stdout.flush()
-        finally:
-            if not as_json:
-                sys.stdout.write("\n")
+            prompt,
+            image or [],
+            system=system,
+            routing=route,
+            branch=branch,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            stop=stop or [],
+            raw=raw,
+            on_progress=progress,
+        )
+        stopped = stream(generation, progress, quiet=as_json)
         result = generation.report
+    if routing is not None and image:
+        _draw(image[0], result.images[0], session.manifest.vision, routing)
     if as_json:
-        report.print_json({"answer": "".join(pieces), **report.plain(result)})
+        report.print_json(
+            {"answer": generation.text, "token_ids": generation.token_ids, **report.plain(result)}
+        )
     else:
-        show(result)
+        summary(result)
+        if routing is not None:
+            report.note(f"Tiles drawn in {routing}.")
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def _draw(path: Path, done: ImageReport, spec: VisionSpec | None, target: Path) -> None:
+    from rpi_runtime.images import open_image
+    from rpi_runtime.tiling import plan_grid
+    from toolkit.routing_picture import draw_routing
+
+    assert spec is not None  # the picture was encoded
+    picture = open_image(path)
+    grid = plan_grid(*picture.size, spec)
+    draw_routing(picture, grid, done.sides_px, spec, target)

@@ -1,0 +1,141 @@
+"""`toolkit chat`: a conversation; what was said and shown before is not computed again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit import report
+from toolkit.commands import options as opt
+from toolkit.run_view import ProgressLine, stream
+
+if TYPE_CHECKING:
+    from rpi_runtime.conversation import Conversation
+
+_HELP = (
+    "/image FILE adds a picture to your next question, /reset starts over, /quit leaves; "
+    "Ctrl-C stops an answer."
+)
+
+
+def chat(
+    bundle: opt.Bundle,
+    image: opt.Images = None,
+    system: opt.System = None,
+    route: opt.Route = "tile",
+    branch: opt.Branch = "base",
+    max_new_tokens: opt.MaxNewTokens = 256,
+    temperature: opt.Temperature = 0.0,
+    top_k: opt.TopK = 0,
+    top_p: opt.TopP = 1.0,
+    min_p: opt.MinP = 0.0,
+    repetition_penalty: opt.RepetitionPenalty = 1.0,
+    seed: opt.Seed = None,
+    stop: opt.Stop = None,
+    threads: opt.Threads = None,
+    backend: opt.Backend = "auto",
+    weight_cache: opt.WeightCache = True,
+    as_json: opt.Json = False,
+    verbose: opt.Verbose = False,
+) -> None:
+    """Talk with a bundle over several turns and pictures. Questions may also be piped in, one a line.
+
+    With --json, each answer is one line of JSON with its report.
+    """
+    from rpi_runtime.sampling import Sampling
+    from rpi_runtime.session import Session
+
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    with Session.open(
+        bundle, threads=threads, backend=backend, weight_cache=weight_cache, verbose=verbose
+    ) as session:
+
+        def start() -> Conversation:
+            return session.conversation(
+                system=system,
+                routing=route,
+                branch=branch,
+                sampling=sampling,
+                max_new_tokens=max_new_tokens,
+                stop=stop or [],
+            )
+
+        session.need_vision(image or [])
+        if sys.stdin.isatty():
+            report.note(f"{session.manifest.model}. {_HELP}")
+        _talk(start, list(image or []), as_json=as_json)
+
+
+def _talk(start: Callable[[], Conversation], pictures: list[Path], *, as_json: bool) -> None:
+    """Reads lines until the end of input; `pictures` go with the next question."""
+    from rpi_runtime.errors import EdgeError
+
+    conversation = start()
+    while (line := _read()) is not None:
+        words = line.strip()
+        if not words:
+            continue
+        if words in ("/quit", "/exit"):
+            return
+        if words == "/reset":
+            conversation, pictures = start(), []
+            report.note("A new conversation.")
+        elif words.startswith("/image"):
+            pictures += _pictures(words.removeprefix("/image"))
+        elif words.startswith("/"):
+            report.note(_HELP)
+        else:
+            try:
+                _answer(conversation, line, pictures, as_json=as_json)
+                pictures = []
+            except EdgeError as error:
+                if not sys.stdin.isatty():
+                    raise
+                report.error(error.message, error.remedy)
+                pictures = []
+
+
+def _answer(conversation: Conversation, question: str, pictures: list[Path], *, as_json: bool) -> None:
+    with ProgressLine() as progress:
+        answer = conversation.ask(question, pictures, on_progress=progress)
+        stopped = stream(answer, progress, quiet=as_json)
+    result = answer.report
+    if as_json:
+        report.print_json_line({"answer": answer.text, **report.plain(result)})
+    else:
+        speed = f"{result.decode_tokens_per_s:.1f} tokens/s, " if result.decode_tokens_per_s else ""
+        report.note(
+            f"[{result.new_tokens} tokens, {speed}first after {result.times.first_token_ms:.0f} ms, "
+            f"{result.reused_tokens} of {result.prompt_tokens} prompt tokens reused]"
+        )
+    if stopped and not sys.stdin.isatty():
+        raise KeyboardInterrupt
+
+
+def _read() -> str | None:
+    """The next line, None at the end of input. Ctrl-C at the prompt leaves, as Ctrl-D does."""
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+    try:
+        return input("> ")
+    except (EOFError, KeyboardInterrupt):
+        sys.stdout.write("\n")
+        return None
+
+
+def _pictures(rest: str) -> list[Path]:
+    try:
+        found = [Path(name).expanduser() for name in shlex.split(rest)]
+    except ValueError as error:
+        report.error(f"/image: {error}", "Write /image FILE, with quotes around a name that has spaces.")
+        return []
+    if not found:
+        report.note(_HELP)
+    for path in found:
+        if not path.is_file():
+            report.error(f"{path} is not a file", "Check the path; the other pictures stay.")
+    return [path for path in found if path.is_file()]
