@@ -21,8 +21,8 @@ from rpi_runtime.manifest import Signature, Tensor
 from rpi_runtime.tflite_names import CUSTOM, DTYPES, OPERATORS
 
 # A bound on the work: tables read, plus an eighth of all numbers and a 64th of all characters. Vectors may
-# share tables, so a small hostile file could otherwise ask for billions of them. A decoder of 28 layers with five
-# signatures takes about 80,000.
+# share tables, so a small hostile file could otherwise ask for billions of them. A decoder of 28 layers with
+# five signatures takes about 80,000.
 MAX_STEPS = 500_000
 _AGAIN = "Convert the checkpoint again, or copy the file again."
 _T = TypeVar("_T")
