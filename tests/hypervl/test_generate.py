@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +10,13 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, SiglipVisionModel
-from transformers import pipeline as transformers_pipeline
+from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, SiglipVisionModel, pipeline
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
 from hypervl.byte_tokenizer import byte_tokenizer
-from hypervl.config import DecoderConfig, preset
+from hypervl.checkpoint import Checkpoint
+from hypervl.config import preset
 from hypervl.generate import generate
 from hypervl.model import HyperVL, build
 from rpi_runtime.errors import UsageError
@@ -218,28 +214,17 @@ def test_it_ends_where_the_model_ends(model: HyperVL, codec: TextCodec) -> None:
 
 @pytest.mark.weights
 @torch.no_grad()
-def test_a_real_language_model_answers_as_in_transformers() -> None:
+def test_a_real_language_model_answers_as_in_transformers(
+    smollm2_folder: Path, smollm2_checkpoint: Path
+) -> None:
     """SmolLM2-135M-Instruct: its decoder, its tokenizer, its chat template."""
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, str(root / "scripts" / "fetch_weights.py"), "smollm2"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    folder = Path(done.stdout.strip())
-    fields = {f.name for f in dataclasses.fields(DecoderConfig)}
-    config = json.loads((folder / "config.json").read_text())
-    llama = DecoderConfig(
-        **{k: v for k, v in config.items() if k in fields},
-        **({} if "rope_theta" in config else {"rope_theta": config["rope_parameters"]["rope_theta"]}),
-        qk_norm=False,
+    model, codec = (
+        Checkpoint.open(smollm2_checkpoint).load_model(),
+        TextCodec.from_checkpoint(smollm2_checkpoint),
     )
-    with torch.device("meta"):
-        model = HyperVL(dataclasses.replace(NANO, decoder=llama)).eval()
-    state = load_file(folder / "model.safetensors")
-    model.decoder.load_state_dict({k.removeprefix("model."): v for k, v in state.items()}, assign=True)
-
     question = "What is the capital of France?"
-    answer = generate(model, TextCodec.from_checkpoint(folder), [], question, max_new_tokens=24)
-    asked = transformers_pipeline("text-generation", model=str(folder), device="cpu", dtype=torch.float32)
-    chat = asked([{"role": "user", "content": question}], max_new_tokens=24, do_sample=False)
+    answer = generate(model, codec, [], question, max_new_tokens=24)
+    theirs = pipeline("text-generation", model=str(smollm2_folder), device="cpu", dtype=torch.float32)
+    chat = theirs([{"role": "user", "content": question}], max_new_tokens=24, do_sample=False)
     assert answer.text == chat[0]["generated_text"][-1]["content"]
     assert "Paris" in answer.text

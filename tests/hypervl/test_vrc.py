@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,9 +18,8 @@ from torch.nn import functional as F
 
 from hypervl.config import VRCConfig, preset
 from hypervl.vrc import VRC, load_efficientnet_lite0, same_padding
-from rpi_runtime.errors import CheckpointError
+from rpi_runtime.errors import CheckpointError, ResourceError
 
-ROOT = Path(__file__).resolve().parents[2]
 LITE0 = VRCConfig()
 
 
@@ -30,14 +29,22 @@ def photo(side: int) -> Tensor:
     return torch.from_numpy(np.asarray(picture, np.float32)).unsqueeze(0)
 
 
-def fetched(asset: str) -> Path:
-    command = [sys.executable, str(ROOT / "scripts" / "fetch_weights.py"), asset]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.strip())
+@pytest.fixture(scope="module")
+def fetched(fetch_weights: ModuleType) -> Callable[[str], Path]:
+    """The folder of an asset of `scripts/fetch_weights.py`."""
+
+    def folder(asset: str) -> Path:
+        try:
+            return Path(fetch_weights.fetch(asset))
+        except ResourceError as error:
+            pytest.skip(f"{asset} cannot be fetched here: {error.message}")
+
+    return folder
 
 
-def published_weights() -> dict[str, Tensor]:
+@pytest.fixture
+def published(fetched: Callable[[str], Path]) -> dict[str, Tensor]:
+    """The weights of EfficientNet-Lite0, as they were published."""
     state: dict[str, Tensor] = torch.load(fetched("efficientnet-lite0") / "weights.pth", weights_only=True)
     return state
 
@@ -45,15 +52,15 @@ def published_weights() -> dict[str, Tensor]:
 @pytest.mark.weights
 @torch.no_grad()
 def test_the_backbone_equals_efficientnet_lite0_with_its_real_weights(
-    monkeypatch: pytest.MonkeyPatch,
+    fetched: Callable[[str], Path], published: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(fetched("efficientnet-lite-pytorch"))
     from efficientnet_lite_pytorch import EfficientNet
 
     theirs = EfficientNet.from_name("efficientnet-lite0").eval()
-    theirs.load_state_dict(published_weights())
+    theirs.load_state_dict(published)
     ours = VRC(LITE0).eval()
-    load_efficientnet_lite0(ours, published_weights())
+    load_efficientnet_lite0(ours, published)
 
     pixels = photo(224)
     expected = theirs.extract_features(((pixels - 127) / 128).permute(0, 3, 1, 2))
@@ -62,17 +69,17 @@ def test_the_backbone_equals_efficientnet_lite0_with_its_real_weights(
 
 
 @pytest.mark.weights
-def test_the_mlp_keeps_its_weights_when_the_backbone_is_loaded() -> None:
+def test_the_mlp_keeps_its_weights_when_the_backbone_is_loaded(published: dict[str, Tensor]) -> None:
     vrc = VRC(LITE0)
     before = vrc.linear_2.weight.clone()
-    load_efficientnet_lite0(vrc, published_weights())
+    load_efficientnet_lite0(vrc, published)
     assert torch.equal(vrc.linear_2.weight, before)
 
 
 @pytest.mark.weights
 @pytest.mark.parametrize("damage", ["missing", "unknown", "wrong shape"])
-def test_weights_that_do_not_fit_are_named(damage: str) -> None:
-    state = published_weights()
+def test_weights_that_do_not_fit_are_named(damage: str, published: dict[str, Tensor]) -> None:
+    state = dict(published)
     if damage == "missing":
         del state["_blocks.3._project_conv.weight"]
         expected = "lack tensor 'blocks.3.project.conv.weight'"
