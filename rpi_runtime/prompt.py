@@ -201,20 +201,13 @@ def tokenise(
     parts = [part for message in messages for part in message.parts]
     disguise = Disguise(codec, [part for part in parts if isinstance(part, str)], parts.count(IMAGE))
     places = iter(disguise.places)
-    turns = [
-        {
-            "role": message.role,
-            "content": "".join(
-                disguise.hide(part)
-                if isinstance(part, str)
-                else part.spelling
-                if isinstance(part, Control)
-                else next(places)
-                for part in message.parts
-            ),
-        }
-        for message in messages
-    ]
+
+    def shown(part: Part) -> str:
+        if isinstance(part, Control):
+            return part.spelling
+        return disguise.hide(part) if isinstance(part, str) else next(places)
+
+    turns = [{"role": m.role, "content": "".join(shown(part) for part in m.parts)} for m in messages]
     if codec.template is None:
         rendered = "".join(turn["content"] for turn in turns)
     else:

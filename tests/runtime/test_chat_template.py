@@ -40,8 +40,8 @@ TEMPLATES = {
     "macros": "{% macro turn(m) %}[{{ m.role }}: {{ m.content }}]{% endmacro %}"
     "{% for m in messages %}{{ turn(m) }}{% endfor %}",
     "tools": "{% if tools %}tools{% endif %}{% if documents is none %}no documents{% endif %}",
-    "text functions": "{{ messages[0].content.split('<b>')[0].upper().strip() ~ '%d' % 3 ~ '{}'.format('x') }}"
-    "{{ 'a' * 3 }}",
+    "text functions": "{{ messages[0].content.split('<b>')[0].upper().strip() ~ '%d' % 3 }}"
+    "{{ '{}'.format('x') ~ 'a' * 3 }}",
     "generation prompt": "{% if add_generation_prompt %}assistant:{% endif %}",
     "date": "{{ strftime_now('%Y-%m') }}",
     "dict": "{{ dict(a=1, b='c') | tojson }}{{ range(3) | list }}{{ messages[::-1] | length }}",

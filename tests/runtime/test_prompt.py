@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import tiny_tokenizers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from rpi_runtime.errors import BundleError, UsageError
@@ -95,7 +95,7 @@ class TestTokenise:
             "{% for m in messages %}<|im_start|>{{ m.content | trim }}<|im_end|>{% endfor %}",
             "{% for m in messages %}<|im_start|>{{ m.content[:3] }}|im_end|>{% endfor %}",
             "{% for m in messages %}<{{ m.content }}{% endfor %}",
-            "{% for m in messages %}{{ m.content }}end|>{% endfor %}",
+            "{% for m in messages %}{{ m.content }}im_end|>{% endfor %}",
             "{% for m in messages %}{{ m.content.split('x') | join }}{% endfor %}",
             "{% for m in messages %}{{ m.content | replace('\n', '') }}{% endfor %}",
             "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
@@ -104,6 +104,8 @@ class TestTokenise:
     )
     @relaxed
     @given(text=adversarial)
+    @example(text="think>")  # ends what a template begins
+    @example(text="<|")  # begins what a template ends
     def test_a_template_cannot_join_users_text_to_control_tokens(
         self, tmp_path_factory: pytest.TempPathFactory, template: str, text: str
     ) -> None:
