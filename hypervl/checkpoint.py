@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from hypervl.config import HyperVLConfig
 from hypervl.model import HyperVL, component, named_tensors
 from hypervl.new_folder import new_folder
-from hypervl.safetensors_files import INDEX_FILE, Stored, TensorFiles, first_few, write_tensors
+from hypervl.safetensors_files import Stored, TensorFiles, write_tensors
+from hypervl.safetensors_header import INDEX_FILE, first_few
 from hypervl.text_files import TEXT_FILES, TextFiles, as_json, read_json
 from rpi_runtime.errors import CheckpointError, nearest
 from rpi_runtime.manifest import COMPONENTS

@@ -3,8 +3,6 @@
 A tensor costs memory only while it is used. Every header is checked against its file before anything is read,
 so that a cut or damaged file has its own message. Writing asks for one tensor at a time: a model larger than
 memory can be written. The same tensors give the same bytes.
-
-The format is at https://huggingface.co/docs/safetensors: 8 bytes of header length, a JSON header, the data.
 """
 
 from __future__ import annotations
@@ -13,20 +11,17 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hypervl.safetensors_header import INDEX_FILE, SINGLE_FILE, read_headers
 from rpi_runtime.errors import CheckpointError
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
-_LARGEST_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
-_COPY_AGAIN = "The file is incomplete or damaged: copy or download it again."
 
 
 @dataclass(frozen=True)
@@ -56,16 +51,8 @@ class TensorFiles:
 
         Raises `CheckpointError` for a file that is missing, cut or damaged, or of an unknown dtype.
         """
-        files = _shards(path) if path.is_dir() else (path,)
-        tensors: dict[str, Stored] = {}
-        for file in files:
-            for name, stored in _read_header(file).items():
-                if name in tensors:
-                    raise CheckpointError(
-                        f"tensor {name!r} is in {tensors[name].file.name} and in {file.name}",
-                        "Keep one of them.",
-                    )
-                tensors[name] = stored
+        files, entries = read_headers(path)
+        tensors = {n: Stored(e.file, DTYPES[e.dtype], e.shape) for n, e in entries.items()}
         return cls(files, tensors)
 
     def tensor(self, name: str) -> Tensor:
@@ -76,81 +63,8 @@ class TensorFiles:
                 self._opened[file] = safe_open(file, framework="pt")
             found: Tensor = self._opened[file].get_tensor(name)
         except SafetensorError as error:
-            raise CheckpointError(f"{file}: {error}", _COPY_AGAIN) from None
+            raise CheckpointError(f"{file}: {error}", "Copy or download the file again.") from None
         return found
-
-
-def _shards(folder: Path) -> tuple[Path, ...]:
-    if (folder / SINGLE_FILE).is_file():
-        return (folder / SINGLE_FILE,)
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        pickled = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
-        hint = (
-            f"{pickled[0]} is a pickle: load it with transformers and save it as safetensors."
-            if pickled
-            else ""
-        )
-        raise CheckpointError(
-            f"{folder} has neither {SINGLE_FILE} nor {INDEX_FILE}", hint or "Is this the folder?"
-        )
-    try:
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        # A shard lies beside its index: an index from elsewhere must not make us open other files.
-        inside = all(PurePosixPath(name).name == name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{index} is not a safetensors index", _COPY_AGAIN) from None
-    if not names or not inside:
-        raise CheckpointError(f"{index} names no shards, or shards outside its folder", _COPY_AGAIN)
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise CheckpointError(
-            f"{folder}: {len(absent)} of {len(names)} shards missing: {first_few(absent)}",
-            "Copy or download the missing files.",
-        )
-    return tuple(folder / name for name in names)
-
-
-def _read_header(file: Path) -> dict[str, Stored]:
-    try:
-        held = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            raw = stream.read(length) if length <= min(_LARGEST_HEADER_BYTES, held) else b""
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file", "Check the path.") from None
-    if held < 8 + length and length <= _LARGEST_HEADER_BYTES:
-        raise CheckpointError(f"{file} is cut inside its header, at {held:,} bytes", _COPY_AGAIN)
-    try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        spans = {n: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for n, e in header.items()}
-        promised = 8 + length + max((end for _, _, _, end in spans.values()), default=0)
-        sizes_known = all(
-            isinstance(x, int) and x >= 0 for _, shape, b, e in spans.values() for x in (*shape, b, e)
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{file}: its header is not that of a safetensors file", _COPY_AGAIN) from None
-    if not sizes_known:
-        raise CheckpointError(f"{file}: its header has sizes that are no whole numbers", _COPY_AGAIN)
-    if held < promised:
-        raise CheckpointError(
-            f"{file} is cut: its header promises {promised:,} bytes, it has {held:,}", _COPY_AGAIN
-        )
-    found = {}
-    for name, (dtype, shape, begin, end) in spans.items():
-        if dtype not in DTYPES:
-            raise CheckpointError(
-                f"{file}: tensor {name!r} is stored as {dtype}", "Save it as float32, float16 or bfloat16."
-            )
-        found[name] = Stored(file, DTYPES[dtype], shape)
-        if end - begin != found[name].bytes:
-            raise CheckpointError(
-                f"{file}: tensor {name!r} has {end - begin:,} bytes, shape {list(shape)} needs "
-                f"{found[name].bytes:,}",
-                _COPY_AGAIN,
-            )
-    return found
 
 
 def write_tensors(
@@ -205,9 +119,3 @@ def _write_file(
             tensor = produce(name).detach()
             assert (tuple(tensor.shape), tensor.dtype) == tensors[name], name
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def first_few(names: list[str], limit: int = 3) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
