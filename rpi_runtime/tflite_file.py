@@ -8,6 +8,7 @@ The layout is that of TFLite's schema version 3 (`schema.fbs`); field numbers be
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -34,6 +35,10 @@ class GraphTensor:
     shape: tuple[int, ...]
     dtype: str  # NumPy's name, or "int4", "bfloat16" ...
     buffer: int  # index into TfliteFile.buffers; an empty buffer means activations
+
+    @property
+    def numbers(self) -> int:
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -312,16 +317,9 @@ def _tensor(table: _Table, buffers: tuple[Buffer, ...]) -> GraphTensor:
     dtype, bits = DTYPES[code]
     is_sparse = table.has(6)
     held = buffers[buffer].bytes if buffers else 0
-    if held and not is_sparse and held * 8 < bits * _elements(shape):
+    if held and not is_sparse and held * 8 < bits * math.prod(shape):
         _fail(f"tensor {name!r}, {dtype} {list(shape)}, has only {held} bytes of data")
     return GraphTensor(name, shape, dtype, buffer)
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _signature(table: _Table, subgraphs: tuple[Subgraph, ...]) -> tuple[Signature, int]:
