@@ -93,7 +93,7 @@ def read(path: str | os.PathLike[str]) -> TfliteFile:
 def parse(data: bytes | mmap.mmap, name: str) -> TfliteFile:
     """Like `read`, for the file's content; `name` is what errors call it."""
     if len(data) < 8 or data[4:8] != b"TFL3":
-        raise BundleError(f"{name} is not a .tflite file (it lacks the mark TFL3)", _AGAIN)
+        raise BundleError(f"{name} is not a .tflite file (it lacks the mark TFL3)", "Name a .tflite file.")
     flat = _FlatBuffer(data)
     try:
         return _model(flat, flat.table(flat.follow(0)))

@@ -1,6 +1,6 @@
-"""What is inside a bundle, a .tflite file or a checkpoint, gathered without torch and without a TFLite runtime.
+"""What is inside a bundle, a .tflite file or a checkpoint, gathered without torch or a TFLite runtime.
 
-Only headers, the manifest and graph structure are read, never weights: a file of gigabytes takes milliseconds.
+Only headers, the manifest and the structure of graphs are read, never weights, whatever the size of the file.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _checkpoint(path: Path) -> CheckpointInspection:
     for name, entry in entries.items():
         parts.setdefault(name.partition(".")[0], []).append(entry)
     shapes = {
-        "vrc": f"{config.vrc.image_size} px, {len(config.vrc.stages)} stages, {len(config.vrc.scales)} scales",
+        "vrc": f"{config.vrc.image_size} px, {len(config.vrc.scales)} scales",
         **{f"vision_{branch}": _shape(config.vision(branch)) for branch in ("base", "large")},
         "decoder": _shape(config.decoder),
     }
@@ -189,4 +189,4 @@ def _checkpoint(path: Path) -> CheckpointInspection:
 
 
 def _shape(part: VisionConfig | DecoderConfig) -> str:
-    return f"{part.num_hidden_layers} layers, {part.hidden_size} wide, {part.num_attention_heads} heads"
+    return f"{part.num_hidden_layers} layers, d {part.hidden_size}, {part.num_attention_heads} heads"

@@ -22,39 +22,47 @@ err = Console(stderr=True, highlight=False)
 
 def error(message: str, remedy: str = "") -> None:
     """`error: what was wrong` and, on the next line, what to do next."""
-    err.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    err.print(Text.assemble(("error: ", "bold red"), printable(message)), soft_wrap=True)
     if remedy:
-        err.print(Text(remedy), soft_wrap=True)
+        err.print(Text(printable(remedy)), soft_wrap=True)
 
 
 def warning(message: str) -> None:
-    err.print(Text.assemble(("warning: ", "bold yellow"), message), soft_wrap=True)
+    err.print(Text.assemble(("warning: ", "bold yellow"), printable(message)), soft_wrap=True)
 
 
 def note(message: str) -> None:
     """A line about what is being done, on stderr."""
-    err.print(Text(message, style="dim"), soft_wrap=True)
+    err.print(Text(printable(message), style="dim"), soft_wrap=True)
 
 
 def table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[str] = ()
 ) -> None:
     """Prints one table; columns in `right` are aligned right. Cells are plain text, not markup."""
-    drawn = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(
+        title=_text(title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for name in columns:
         drawn.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        drawn.add_row(*(cell if isinstance(cell, Text) else _text(cell) for cell in row))
     out.print(drawn)
 
 
 def pairs(title: str, rows: Iterable[tuple[str, object]]) -> None:
     """Prints a two-column list of names and values."""
-    drawn = Table(title=title or None, title_justify="left", box=None, show_header=False, pad_edge=False)
+    drawn = Table(
+        title=_text(title) if title else None,
+        title_justify="left",
+        box=None,
+        show_header=False,
+        pad_edge=False,
+    )
     drawn.add_column(style="dim")
     drawn.add_column(overflow="fold")
     for name, value in rows:
-        drawn.add_row(name, Text(str(value)))
+        drawn.add_row(_text(name), _text(value))
     out.print(drawn)
 
 
@@ -80,6 +88,15 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     return str(value)
+
+
+def printable(text: str) -> str:
+    """Without control characters: a model's words, or a name in a file, must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _text(value: object) -> Text:
+    return Text(printable(str(value)))
 
 
 def megabytes(count_bytes: float) -> str:

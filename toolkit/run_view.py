@@ -64,7 +64,7 @@ def stream(answer: generation.Generation, progress: ProgressLine, *, quiet: bool
         for piece in answer:
             progress.clear()
             if not quiet:
-                sys.stdout.write(_printable(piece))
+                sys.stdout.write(report.printable(piece))
                 sys.stdout.flush()
     except KeyboardInterrupt:
         answer.close()
@@ -136,8 +136,3 @@ def _image_rows(image: ImageReport) -> list[tuple[str, str]]:
 
 def _with_rate(ms: float, per_second: float) -> str:
     return f"{ms:.0f} ms" + (f", {per_second:.1f} tokens/s" if per_second else "")
-
-
-def _printable(text: str) -> str:
-    """Control characters would let a model's text steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)

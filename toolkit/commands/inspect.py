@@ -46,12 +46,11 @@ def _print_bundle(bundle: BundleInspection) -> None:
     if manifest.embedding:
         table = manifest.embedding
         bits = 8 * table.file.bytes / (table.rows * table.columns)
-        rows.append((table.file.path, _mb(table.file.bytes), table.dtype, f"{bits:.1f}", "", "", ""))
-    columns = ("file", "MB", "recipe", "bits", "delegate", "signatures", "cosine")
+        rows.append(("embedding", _mb(table.file.bytes), table.dtype, f"{bits:.1f}", "", "", ""))
+    columns = ("component", "MB", "recipe", "bits", "delegate", "signatures", "cosine")
     report.table(
         f"{bundle.path}: bundle, {_mb(bundle.bytes)} MB", columns, rows, right=("MB", "bits", "cosine")
     )
-    report.note("bits: per weight. cosine: to PyTorch, of the signature that is furthest from it.")
     report.pairs("", _bundle_pairs(bundle))
 
 
@@ -61,19 +60,31 @@ def _component_row(component: Component) -> tuple[str, ...]:
     furthest = worst(component.parity)
     cosine = "" if furthest is None else f"{furthest.cosine:.5f}" + ("" if furthest.passed else " !")
     return (
-        component.file.path,
+        component.name,
         _mb(component.file.bytes),
         component.recipe,
         f"{component.bits_per_weight:.1f}",
         component.delegate,
-        " ".join(signature.name for signature in component.signatures),
+        _compact([signature.name for signature in component.signatures]),
         cosine,
     )
+
+
+def _compact(names: list[str]) -> str:
+    """`tile_448 tile_320 decode` becomes `tile_448, 320 decode`."""
+    stems: dict[str, list[str]] = {}
+    for name in names:
+        stem, mark, number = name.rpartition("_")
+        stems.setdefault(stem + mark if number.isdigit() else name, []).append(
+            number if number.isdigit() else ""
+        )
+    return " ".join(stem + ", ".join(numbers) for stem, numbers in stems.items())
 
 
 def _bundle_pairs(bundle: BundleInspection) -> Iterator[tuple[str, str]]:
     manifest = bundle.manifest
     vision, decoder, text = manifest.vision, manifest.decoder, manifest.text
+    yield "bits, cosine", "per weight; to PyTorch, of the signature furthest from it (! if too far)"
     yield "model", manifest.model
     yield "made with", ", ".join(f"{name} {version}" for name, version in sorted(manifest.tools.items()))
     yield (
@@ -111,11 +122,8 @@ def _print_graph(graph: GraphInspection) -> None:
         ],
         right=("tensors", "numbers", "MB"),
     )
-    total = sum(graph.operators.values())
-    title = f"Operators of all signatures: {total:,}"
-    report.table(
-        title, ("operator", "count"), [(n, f"{c:,}") for n, c in graph.operators.items()], right=("count",)
-    )
+    counts = [*graph.operators.items(), ("(all)", sum(graph.operators.values()))]
+    report.table("Operators", ("operator", "count"), [(n, f"{c:,}") for n, c in counts], right=("count",))
     report.pairs("", [("written by", graph.description), ("metadata", ", ".join(graph.metadata) or "none")])
 
 
@@ -145,7 +153,6 @@ def _print_checkpoint(checkpoint: CheckpointInspection) -> None:
     rows = [
         (
             part.name,
-            f"{part.tensors:,}",
             f"{part.parameters:,}",
             ", ".join(part.dtypes) or "-",
             _mb(part.bytes),
@@ -156,15 +163,21 @@ def _print_checkpoint(checkpoint: CheckpointInspection) -> None:
     total = sum(part.parameters for part in checkpoint.parts)
     report.table(
         f"{checkpoint.path}: checkpoint of {checkpoint.name}, {total:,} parameters",
-        ("part", "tensors", "parameters", "dtype", "MB", "shape"),
+        ("part", "parameters", "dtype", "MB", "shape"),
         rows,
-        right=("tensors", "parameters", "MB"),
+        right=("parameters", "MB"),
     )
     report.pairs("", [
         ("tile sides", ", ".join(f"{side} px" for side in checkpoint.tile_sides)),
         ("tiles", f"at most {checkpoint.max_tiles}"),
-        ("files", ", ".join(f"{name} ({_mb(size)} MB)" for name, size in checkpoint.files.items())),
+        ("files", ", ".join(f"{name} {_size(size)}" for name, size in checkpoint.files.items())),
     ])  # fmt: skip
+
+
+def _size(count_bytes: int) -> str:
+    if count_bytes >= 1e6:
+        return report.megabytes(count_bytes)
+    return f"{count_bytes / 1e3:.1f} kB" if count_bytes >= 1e3 else f"{count_bytes} B"
 
 
 def _mb(count_bytes: int) -> str:
