@@ -3,7 +3,7 @@
 `python scripts/emulation.py --cpu cortex-a72 -- -m toolkit.cli run BUNDLE ...` runs that on an emulated
 Pi 4. Nothing is installed on this machine and no root is needed: Debian's packages are downloaded with a
 private apt state and unpacked into `.cache/emulation`. QEMU comes from bookworm-backports, because version
-7.2 shows programs this machine's /proc/cpuinfo instead of the emulated CPU's. Emulated times say nothing about a
+7.2 shows programs this machine's /proc/cpuinfo, not the emulated CPU's. Emulated times say nothing about a
 board's speed.
 """
 

@@ -1,0 +1,79 @@
+"""The runtime's whole path on an emulated Pi 4 and Pi 5: the same tokens as here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = [pytest.mark.emulation, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def emulation() -> ModuleType:
+    name = "emulation"
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def emulator(emulation: ModuleType) -> Any:
+    try:
+        return emulation.prepare()
+    except emulation.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def question(bundle: Path, photo: Path) -> list[str]:
+    run = ["-m", "toolkit.cli", "run", str(bundle), "--image", str(photo), "--prompt", "What is this?"]
+    return [*run, "--max-new-tokens", "8", "--json"]
+
+
+@pytest.fixture(scope="module")
+def here(nano_bundle: Path, photo: Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, *question(nano_bundle, photo)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.parametrize(("board", "backend"), [("PI4", "interpreter"), ("PI5", "compiled")])
+def test_an_emulated_board_gives_the_same_tokens(
+    board: str,
+    backend: str,
+    emulation: ModuleType,
+    emulator: Any,
+    here: dict[str, Any],
+    nano_bundle: Path,
+    photo: Path,
+    tmp_path: Path,
+) -> None:
+    done = emulator.python(question(nano_bundle, photo), getattr(emulation, board), {"XDG_CACHE_HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    there = json.loads(done.stdout)
+    assert there["backend"]["name"] == backend  # a Pi 4 has no LSE atomics, which CompiledModel needs
+    assert len(here["token_ids"]) == 8
+    assert there["token_ids"] == here["token_ids"]
+    assert [i["sides_px"] for i in there["images"]] == [i["sides_px"] for i in here["images"]]
+
+
+def test_asking_a_pi_4_for_compiled_model_is_refused_before_it_kills_the_process(
+    emulation: ModuleType, emulator: Any, nano_bundle: Path, photo: Path
+) -> None:
+    done = emulator.python([*question(nano_bundle, photo), "--backend", "compiled"], emulation.PI4)
+    assert done.returncode == 3
+    assert "atomics" in done.stderr
+    assert "Traceback" not in done.stderr
