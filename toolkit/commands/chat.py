@@ -41,9 +41,9 @@ def chat(
     as_json: opt.Json = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Talk with a bundle over several turns and pictures. Questions may also be piped in, one a line.
+    """Talk with a bundle over several turns and pictures.
 
-    With --json, each answer is one line of JSON with its report.
+    Questions may also be piped in, one a line. With --json, each answer is one line of JSON with its report.
     """
     from rpi_runtime.sampling import Sampling
     from rpi_runtime.session import Session
@@ -104,7 +104,7 @@ def _answer(conversation: Conversation, question: str, pictures: list[Path], *, 
         stopped = stream(answer, progress, quiet=as_json)
     result = answer.report
     if as_json:
-        report.print_json_line({"answer": answer.text, **report.plain(result)})
+        report.print_json_line({"answer": answer.text, "token_ids": answer.token_ids, **report.plain(result)})
     else:
         speed = f"{result.decode_tokens_per_s:.1f} tokens/s, " if result.decode_tokens_per_s else ""
         report.note(

@@ -44,7 +44,7 @@ def run(
     as_json: opt.Json = False,
     verbose: opt.Verbose = False,
 ) -> None:
-    """Answer a prompt about images on this device, and show what it cost."""
+    """Answer a prompt about images, and show what it cost."""
     from rpi_runtime.errors import UsageError
     from rpi_runtime.sampling import Sampling
     from rpi_runtime.session import Session
