@@ -2,13 +2,59 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import numpy as np
+import torch
 
+from converters.decoder import kv_names
 from converters.export import ExportOptions
 from converters.quantize import Calibration
+from converters.samples import CALIBRATION, passages, tiles
 from hypervl.checkpoint import Checkpoint
+from hypervl.decoder import attention_mask, rope_table
+from rpi_runtime.manifest import DECODER, VRC
+
+_TILES_PER_PHOTO = 4
+_PASSAGES = 12
 
 
-def calibration(name: str, checkpoint: Checkpoint, options: ExportOptions, fp32_path: Path) -> Calibration:
-    """Inputs for every signature of component `name`, whose float32 graph lies at `fp32_path`."""
-    raise NotImplementedError
+def calibration(name: str, checkpoint: Checkpoint, options: ExportOptions) -> Calibration:
+    """Inputs for every signature of component `name`.
+
+    For the decoder these are passages of text in front of which nothing is cached: its largest prefill sees
+    many, the other signatures, which share its weights, one each.
+    """
+    if name == DECODER:
+        return _decoder(checkpoint, options)
+    sides = (checkpoint.config.vrc.image_size,) if name == VRC else options.tile_sides
+    return {
+        "route" if name == VRC else f"tile_{side}": [
+            {"images": tile} for tile in tiles(CALIBRATION, checkpoint, side, _TILES_PER_PHOTO)
+        ]
+        for side in sides
+    }
+
+
+def _decoder(checkpoint: Checkpoint, options: ExportOptions) -> Calibration:
+    largest = max(options.prefill_tokens)
+    found = {}
+    for size in (*options.prefill_tokens, 1):
+        texts = passages(CALIBRATION, checkpoint, _PASSAGES if size == largest else 1, size)
+        found["decode" if size == 1 else f"prefill_{size}"] = [
+            _inputs(checkpoint, ids, size, options.context_tokens) for ids in texts
+        ]
+    return found
+
+
+def _inputs(checkpoint: Checkpoint, ids: list[int], size: int, slots: int) -> dict[str, np.ndarray]:
+    config = checkpoint.config.decoder
+    embeddings = torch.zeros(1, size, config.hidden_size)
+    embeddings[0, : len(ids)] = checkpoint.tensor("decoder.embed_tokens.weight")[ids]
+    cos, sin = rope_table(torch.arange(size), config.head_dim, config.rope_theta)
+    empty = np.zeros(config.num_key_value_heads * slots * config.head_dim, np.float32)  # one for all inputs
+    return {
+        "embeddings": embeddings.numpy(),
+        "rope_cos": cos.numpy(),
+        "rope_sin": sin.numpy(),
+        "mask": attention_mask(len(ids), slots=slots, rows=size).numpy(),
+        **{f"kv_{name}": empty for name in kv_names(config)},
+    }

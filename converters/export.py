@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from converters import decoder, vision, vrc
 from converters.lowering import Traced, lower
 from hypervl.checkpoint import Checkpoint
-from rpi_runtime.manifest import DECODER, VRC
+from hypervl.decoder import Decoder
+from hypervl.vision import VisionBranch
+from hypervl.vrc import VRC
 
 
 @dataclass(frozen=True)
@@ -23,16 +27,18 @@ class ExportOptions:
 def export_component(name: str, checkpoint: Checkpoint, options: ExportOptions, out_path: Path) -> None:
     """Writes component `name` ("vrc", "vision_base", "vision_large", "decoder") as float32 to `out_path`.
 
-    The same checkpoint and options give the same bytes. Memory stays near one and a half times the component's
-    float32 weights: run it in a process of its own. Raises `EdgeError` when the graph cannot be lowered.
+    The same checkpoint and options give the same bytes. Memory stays near one and a half times the
+    component's float32 weights: run it in a process of its own. Raises `EdgeError` when the graph cannot be
+    lowered.
     """
     module = checkpoint.load_component(name).requires_grad_(False)
-    lower(_signatures(name, module, options), out_path)
+    lower(_signatures(module, options), out_path)
 
 
-def _signatures(name: str, module: object, options: ExportOptions) -> list[Traced]:
-    if name == VRC:
+def _signatures(module: nn.Module, options: ExportOptions) -> list[Traced]:
+    if isinstance(module, VRC):
         return vrc.signatures(module)
-    if name == DECODER:
+    if isinstance(module, Decoder):
         return decoder.signatures(module, options.prefill_tokens, options.context_tokens)
+    assert isinstance(module, VisionBranch)
     return vision.signatures(module, options.tile_sides)

@@ -1,11 +1,11 @@
 """PyTorch modules with fixed shapes -> one .tflite file: the one call of litert-torch.
 
-Input names are the sample's keys and output names those of the dict the module returns. All signatures of a file
-share one copy of the weights. The same modules give the same bytes, in every process.
+Input names are the sample's keys and output names those of the dict the module returns. All signatures of a
+file share one copy of the weights. The same modules give the same bytes, in every process.
 
-A linear layer is lowered here, to one FULLY_CONNECTED named after its place in the checkpoint: litert-torch takes
-it apart into reshapes and a product, merges the reshapes of neighbouring layers, and ends with names from which a
-recipe could not tell `k_proj` from `q_proj`.
+A linear layer is lowered here, to one FULLY_CONNECTED named after its place in the checkpoint: litert-torch
+takes it apart into reshapes and a product, merges the reshapes of neighbouring layers, and ends with names
+from which a recipe could not tell `k_proj` from `q_proj`.
 """
 
 from __future__ import annotations

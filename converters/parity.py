@@ -1,19 +1,187 @@
-"""How close a graph is to PyTorch: every signature on real inputs."""
+"""How close a graph is to PyTorch: every signature on real inputs, through the backend the device uses.
+
+Pictures are cut by the runtime's tiling, and text goes through the runtime's own decoder loop: a prompt in
+padded chunks of one `prefill_<n>`, then the text's own next tokens one by one through `decode`, each call
+reading the keys and values that the graph's earlier calls wrote. An error therefore grows along a passage as
+it would on the device.
+
+What the figures of a row are taken over:
+
+    route, tile_<side>   the outputs for all tiles, as one vector
+    prefill_<n>          the keys and values it wrote, all layers and passages; KL and top-1 of what follows
+    them decode               the logits of all passages; KL and top-1 over all of them
+"""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from converters.decoder import kv_names
 from converters.export import ExportOptions
-from converters.recipes import Recipe
+from converters.metrics import Closeness, Distributions, rounded
+from converters.recipes import Limits, Recipe
+from converters.samples import PARITY, passages, tiles
 from hypervl.checkpoint import Checkpoint
-from rpi_runtime.manifest import Parity
+from hypervl.decoder import Decoder, attention_mask, rope_table
+from rpi_runtime.backends.base import Graph
+from rpi_runtime.backends.select import open_graph
+from rpi_runtime.decoder import Decoder as GraphDecoder
+from rpi_runtime.embedding import EmbeddingTable, PromptRows
+from rpi_runtime.manifest import DECODER, VRC, DecoderSpec, Parity
+from rpi_runtime.prompt import TokenRun, VisualRun
+
+_TILES_PER_PHOTO = 2  # a large branch takes seconds a tile in PyTorch
+_ROUTED_PER_PHOTO = 12
+_PROMPT_TOKENS = 145  # a full chunk of 128 and a padded one
+_CONTINUED_TOKENS = 40
 
 
 def check_component(
     name: str, checkpoint: Checkpoint, tflite_path: Path, recipe: Recipe, options: ExportOptions
 ) -> tuple[Parity, ...]:
-    """One `Parity` per signature of component `name`, in the graph's order; `passed` says what the recipe's
-    limits say. Raises nothing for a miss: the caller decides. Figures are rounded to 4 significant digits, so
-    that the same files give the same manifest."""
-    raise NotImplementedError
+    """One `Parity` per signature of component `name`; `passed` is judged by the recipe's limits.
+
+    Raises nothing for a miss: the caller decides. Figures are rounded to 4 significant digits, so that the
+    same files give the same manifest.
+    """
+    with _opened(tflite_path) as graph, torch.inference_mode():
+        if name == DECODER:
+            return tuple(_decoder(checkpoint, graph, recipe.limits, options))
+        return tuple(_pictures(name, checkpoint, graph, recipe.limits, options))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Graph]:
+    # Without a weight cache every signature would pack a copy of the weights of its own.
+    with tempfile.TemporaryDirectory() as folder:
+        graph = open_graph(path, weight_cache=Path(folder), sha256=path.name)
+        try:
+            yield graph
+        finally:
+            graph.close()
+
+
+def _pictures(
+    name: str, checkpoint: Checkpoint, graph: Graph, limits: Limits, options: ExportOptions
+) -> Iterator[Parity]:
+    module = checkpoint.load_component(name)
+    is_vrc = name == VRC
+    sides = (checkpoint.config.vrc.image_size,) if is_vrc else options.tile_sides
+    for side in sides:
+        signature = "route" if is_vrc else f"tile_{side}"
+        runner = graph.runner(signature)
+        (output,) = (t.name for t in runner.signature.outputs)
+        closeness = Closeness()
+        for tile in tiles(PARITY, checkpoint, side, _ROUTED_PER_PHOTO if is_vrc else _TILES_PER_PHOTO):
+            closeness.add(module(torch.from_numpy(tile)).numpy(), runner.run({"images": tile})[output])
+        yield _judged(signature, closeness.samples, closeness, None, limits)
+
+
+def _decoder(
+    checkpoint: Checkpoint, graph: Graph, limits: Limits, options: ExportOptions
+) -> Iterator[Parity]:
+    module = checkpoint.load_component(DECODER)
+    assert isinstance(module, Decoder)
+    sizes = options.prefill_tokens
+    length = min(_PROMPT_TOKENS + _CONTINUED_TOKENS, options.context_tokens)
+    logits, distributions = Closeness(), Distributions()
+    for size, ids in zip(sizes, passages(PARITY, checkpoint, len(sizes), length), strict=True):
+        prompt = len(ids) - min(_CONTINUED_TOKENS, len(ids) // 2)
+        expected, expected_kv = _reference(module, ids, prompt)
+        chain = GraphDecoder(
+            graph, decoder_spec(module, options.context_tokens, size), CheckpointTable(module)
+        )
+        slices, following = Closeness(), Distributions()
+        for reference, result in zip(expected, _chained(chain, module, ids, prompt), strict=True):
+            logits.add(reference, result)
+            for tokens in (following, distributions):
+                tokens.add(reference, result)
+        for name, kv in expected_kv.items():
+            slices.add(kv, chain.kv.shared.read(name)[:, : kv.shape[1]])
+        yield _judged(f"prefill_{size}", prompt - 1, slices, following, limits)
+    yield _judged("decode", logits.samples, logits, distributions, limits)
+
+
+def _reference(module: Decoder, ids: Sequence[int], prompt: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """All tokens at once: logits [T - prompt + 1, vocab] from the prompt's last token on, and the keys and
+    values [kv_heads, prompt - 1, head_dim] of the tokens before it, by cache name."""
+    config = module.config
+    embeddings = module.embed_tokens(torch.tensor([list(ids)]))
+    angles = rope_table(torch.arange(len(ids)), config.head_dim, config.rope_theta)
+    logits, new = module(embeddings, *angles, attention_mask(len(ids)), module.empty_kv())
+    assert logits is not None
+    kv = {
+        f"kv_{name}": slices[0, :, : prompt - 1].numpy()
+        for name, slices in zip(kv_names(config), new, strict=True)
+    }
+    return logits[0, prompt - 1 :].numpy(), kv
+
+
+def _chained(chain: GraphDecoder, module: Decoder, ids: Sequence[int], prompt: int) -> Iterator[np.ndarray]:
+    """The same logits [vocab] from the graph: the prompt in chunks, then the text token by token."""
+    yield chain.prefill(PromptRows([TokenRun(tuple(ids[:prompt]))], CheckpointTable(module), _no_tile))
+    for token in ids[prompt:]:
+        yield chain.step(token)
+
+
+class CheckpointTable(EmbeddingTable):
+    """The token table as the checkpoint has it, so that parity measures the graph alone."""
+
+    def __init__(self, module: Decoder) -> None:
+        self.columns = module.config.hidden_size
+        self._table = module.embed_tokens.weight
+
+    def rows(self, ids: Sequence[int]) -> np.ndarray:
+        return self._table[torch.tensor(ids, dtype=torch.long)].numpy()
+
+
+def _no_tile(run: VisualRun) -> np.ndarray:
+    raise AssertionError("the text of parity shows no picture")
+
+
+def decoder_spec(module: Decoder, context_tokens: int, prefill_tokens: int) -> DecoderSpec:
+    """What the runtime's loop needs to feed the graph of `module` in chunks of one size."""
+    config = module.config
+    return DecoderSpec(
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        rope_theta=config.rope_theta,
+        context_tokens=context_tokens,
+        prefill_tokens=(prefill_tokens,),
+    )
+
+
+def _judged(
+    signature: str, samples: int, closeness: Closeness, tokens: Distributions | None, limits: Limits
+) -> Parity:
+    """Stored figures are what is compared: nobody sees a miss that rounds to a pass."""
+    cosine, snr_db = rounded(closeness.cosine, 7), rounded(closeness.snr_db)
+    divergence = rounded(tokens.kl_divergence) if tokens else None
+    agreement = rounded(tokens.top1_agreement) if tokens else None
+    wanted = [
+        ("cosine", cosine, ">=", limits.cosine),
+        ("SNR", snr_db, ">=", limits.snr_db),
+        ("KL", divergence, "<=", limits.kl_divergence),
+        ("top-1", agreement, ">=", limits.top1_agreement),
+    ]
+    rules = [(n, f, sign, limit) for n, f, sign, limit in wanted if f is not None and limit is not None]
+    return Parity(
+        signature=signature,
+        samples=samples,
+        cosine=cosine,
+        snr_db=snr_db,
+        max_abs_error=rounded(closeness.max_abs_error),
+        passed=all(f >= limit if sign == ">=" else f <= limit for _, f, sign, limit in rules),
+        threshold=", ".join(f"{name} {sign} {limit:g}" for name, _, sign, limit in rules),
+        kl_divergence=divergence,
+        top1_agreement=agreement,
+    )

@@ -179,7 +179,7 @@ def quantize(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[s
     recipe, float_graph = _recipe(options), inputs["float_graph"]
     samples = None
     if recipe.needs_calibration:
-        samples = calibration(options["component"], _open(inputs), _export_options(options), float_graph)
+        samples = calibration(options["component"], _open(inputs), _export_options(options))
     quantize_component(float_graph, recipe, outputs["graph"], samples)
     held = tflite_file.read(outputs["graph"])
     return {

@@ -1,25 +1,30 @@
 """Quantisation recipes as data: which weights become how small, and how close the graph must stay.
 
-A recipe is an ordered list of rules; the last rule that matches an operator wins, and an operator that no rule
-matches stays float32. Rules address operators by the name of their weight in the checkpoint, without the
-component: `layers.3.mlp.down_proj`, `lm_head`, `encoder.layers.0.self_attn.q_proj`, `projector.linear_1`,
-`blocks.2.depthwise`. `converters.names` puts these names into the graphs.
+A recipe is an ordered list of rules. For each operator with weights the last rule that matches wins; what no
+rule matches stays float32. Rules address operators by the name of their weights in the checkpoint without the
+component: `layers.3.mlp.down_proj`, `lm_head`, `encoder.layers.0.self_attn.q_proj`, `projector.linear_1`
+(linear layers; a convolution only by its TFLite operator).
 
     fp32          nothing is changed
     fp16          weights stored as float16, computed in float32: half the size, the same answers
     int8          int8 weights, one scale per output channel; activations quantised on the fly
-    int4          4-bit weights where the component bears it, int8 elsewhere (mixed)
+    int4          4-bit weights where the component bears it, int8 elsewhere
     int4-channel  4-bit weights, one scale per output channel: smallest, fastest, coarsest
     int4-block32  4-bit weights, one scale per 32 inputs
-    w8a8          int8 weights and int8 activations with ranges fixed by calibration
+    w8a8          int8 weights and activations, ranges fixed by calibration: for integer hardware; not the
+    decoder
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rpi_runtime.errors import UsageError, nearest
 from rpi_runtime.manifest import COMPONENTS, DECODER, VISION_BASE, VISION_LARGE, VRC
+
+DEFAULT = "int8"
+BRANCHES = (VISION_BASE, VISION_LARGE)
 
 
 @dataclass(frozen=True)
@@ -27,21 +32,23 @@ class Rule:
     """How the weights of the matching operators are stored and multiplied."""
 
     weights: str  # "float32" (left alone), "float16", "int8" or "int4"
-    scope: str = ""  # regular expression, searched in the weight's name; "" matches every operator
-    op: str = "*"  # TFLite operator, "FULLY_CONNECTED", "CONV_2D", ..., or "*"
+    scope: str = ""  # regular expression, searched in the name of the weights; "" matches every operator
+    op: str = (
+        ""  # TFLite operator, "FULLY_CONNECTED", ...; "" for all with weights, "*" for those without, too
+    )
     granularity: str = "channel"  # one scale per output "channel", or per "block_32", "block_64", ... inputs
-    activations: str = "dynamic"  # "dynamic": quantised on the fly; "int8": fixed ranges, needs calibration
-    method: str = "min_max"  # how the scale is found: "min_max", "gptq" (needs calibration), "octav", "hadamard"
+    activations: str = "dynamic"  # "dynamic": quantised on the fly; "int8": in ranges found by calibration
+    method: str = "min_max"  # how scales are found: "min_max", "octav", "mse", "hadamard", "recover", "gptq"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The least that parity may show. None: not asked."""
+    """What parity must show at least. None: not asked."""
 
     cosine: float
     snr_db: float | None = None
-    kl_divergence: float | None = None  # nats per token, decoder only
-    top1_agreement: float | None = None  # decoder only
+    kl_divergence: float | None = None  # nats per token, at most; decoder only
+    top1_agreement: float | None = None  # share of tokens; decoder only
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,85 @@ class Recipe:
 def parse_recipes(text: str) -> dict[str, Recipe]:
     """Reads `--recipe`: `int8` for all components, or `vision=int8,decoder=int4`; component -> recipe.
 
-    `vision` stands for both branches; components not named get their default. Raises `UsageError` for an
-    unknown component or recipe, naming the nearest right one.
+    `vision` stands for both branches, and a later entry wins. Components not named get `DEFAULT`. Raises
+    `UsageError` for an unknown component or recipe, naming the nearest right one.
     """
-    raise NotImplementedError
+    chosen = dict.fromkeys(COMPONENTS, DEFAULT)
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, given, recipe = (part.strip() for part in entry.rpartition("="))
+        for component in _meant(name) if given else COMPONENTS:
+            chosen[component] = recipe
+    return {component: _recipe(component, name) for component, name in chosen.items()}
+
+
+def _meant(name: str) -> tuple[str, ...]:
+    if name == "vision":
+        return BRANCHES
+    if name not in COMPONENTS:
+        raise nearest(name, (*COMPONENTS, "vision"), "component in --recipe")
+    return (name,)
+
+
+def _recipe(component: str, name: str) -> Recipe:
+    known = RECIPES[component]
+    if name in known:
+        return known[name]
+    if any(name in recipes for recipes in RECIPES.values()):
+        fits = ", ".join(c for c in COMPONENTS if name in RECIPES[c])
+        raise UsageError(
+            f"{component} has no recipe {name!r}, which is for {fits}",
+            f"Give each component its own, such as --recipe vision={name},decoder=int8. "
+            f"Known for {component}: {', '.join(known)}.",
+        )
+    raise nearest(name, known, "recipe")
+
+
+def _recipes(**rules_and_limits: tuple[tuple[Rule, ...], Limits]) -> Mapping[str, Recipe]:
+    names = {name: name.replace("_", "-") for name in rules_and_limits}
+    return {names[n]: Recipe(names[n], rules, limits) for n, (rules, limits) in rules_and_limits.items()}
+
+
+_FC = "FULLY_CONNECTED"
+_FP16 = (Rule("float16"),)
+_INT8 = (Rule("int8"),)
+_DYNAMIC_INT8 = Limits(cosine=0.99, snr_db=17)
+
+RECIPES: Mapping[str, Mapping[str, Recipe]] = {
+    VRC: _recipes(
+        fp32=((), Limits(0.99999, snr_db=80)),
+        fp16=(_FP16, Limits(0.9999, snr_db=40)),
+        int8=(_INT8, _DYNAMIC_INT8),
+        # Nearly all of it is convolutions, which have no fast kernels at 4 bits and lose 25 dB there.
+        int4=(_INT8, _DYNAMIC_INT8),
+        int4_channel=(_INT8, _DYNAMIC_INT8),
+        int4_block32=(_INT8, _DYNAMIC_INT8),
+        w8a8=((Rule("int8", op="*", activations="int8"),), Limits(0.98, snr_db=14)),
+    ),
+    **dict.fromkeys(
+        BRANCHES,
+        _recipes(
+            fp32=((), Limits(0.99999, snr_db=80)),
+            fp16=(_FP16, Limits(0.9999, snr_db=40)),
+            int8=(_INT8, _DYNAMIC_INT8),
+            int4=(
+                (*_INT8, Rule("int4", r"encoder\.layers", granularity="block_32")),
+                Limits(0.95, snr_db=10),
+            ),
+            int4_channel=((*_INT8, Rule("int4", op=_FC)), Limits(0.85, snr_db=5)),
+            int4_block32=((*_INT8, Rule("int4", op=_FC, granularity="block_32")), Limits(0.93, snr_db=8)),
+            # Norms and softmax stay float32: in int8 they cost 4 dB and have no kernels in XNNPACK.
+            w8a8=((Rule("int8", activations="int8"),), Limits(0.98, snr_db=14)),
+        ),
+    ),
+    DECODER: _recipes(
+        fp32=((), Limits(0.99999, 80, kl_divergence=1e-6, top1_agreement=0.98)),
+        fp16=(_FP16, Limits(0.9999, 40, kl_divergence=1e-4, top1_agreement=0.95)),
+        int8=(_INT8, Limits(0.97, 12, kl_divergence=0.1, top1_agreement=0.75)),
+        int4=(
+            (Rule("int4", granularity="block_32"), Rule("int8", r"lm_head|mlp\.down_proj")),
+            Limits(0.8, 4, kl_divergence=0.6),
+        ),
+        int4_channel=((Rule("int4"),), Limits(0.5)),
+        int4_block32=((Rule("int4", granularity="block_32"),), Limits(0.7)),
+    ),
+}

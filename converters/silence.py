@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from rpi_runtime.native_logs import quiet
 
 os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")
-os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Holds back native log lines (all of them come out when the block raises), Python logging below ERROR and
-    warnings. Import the noisy libraries inside it, too."""
+    """Drops what Python code prints meanwhile, its log lines below ERROR and its warnings; native log lines
+    are held back and come out if the block raises. Import the noisy libraries inside it, too."""
     before = logging.root.manager.disable
-    with quiet(), warnings.catch_warnings():
+    with quiet(), warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
