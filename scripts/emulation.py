@@ -59,7 +59,7 @@ class Emulator:
 
 
 def prepare() -> Emulator:
-    """Downloads and unpacks what is missing (about 150 MB, once); raises `Unavailable` when it cannot be had."""
+    """Downloads and unpacks what is missing (150 MB, once); raises `Unavailable` when it cannot be had."""
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise Unavailable(f"{tool} not found: the emulated root is made of Debian packages")

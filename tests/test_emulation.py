@@ -61,7 +61,8 @@ def test_an_emulated_board_gives_the_same_tokens(
     photo: Path,
     tmp_path: Path,
 ) -> None:
-    done = emulator.python(question(nano_bundle, photo), getattr(emulation, board), {"XDG_CACHE_HOME": str(tmp_path)})
+    cache = {"XDG_CACHE_HOME": str(tmp_path)}
+    done = emulator.python(question(nano_bundle, photo), getattr(emulation, board), cache)
     assert done.returncode == 0, done.stderr
     there = json.loads(done.stdout)
     assert there["backend"]["name"] == backend  # a Pi 4 has no LSE atomics, which CompiledModel needs

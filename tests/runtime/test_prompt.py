@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_tokenizers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from rpi_runtime.prompt import (
     tokenise,
 )
 from rpi_runtime.tokenizer import TextCodec
+from tests.runtime import tiny_tokenizers
 
 SPELLINGS = tiny_tokenizers.SPECIAL + tiny_tokenizers.PLAIN
 adversarial = st.lists(

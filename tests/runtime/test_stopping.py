@@ -6,13 +6,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import tiny_tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rpi_runtime.errors import UsageError
 from rpi_runtime.stopping import StopStrings, TextStream
 from rpi_runtime.tokenizer import TextCodec
+from tests.runtime import tiny_tokenizers
 
 # Few letters, so that stop strings occur, overlap and nearly occur.
 texts = st.text("abc", max_size=30)

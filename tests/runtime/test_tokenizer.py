@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
@@ -15,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from rpi_runtime.errors import BundleError, CheckpointError, UsageError
 from rpi_runtime.manifest import File, TextSpec
 from rpi_runtime.tokenizer import StreamDecoder, TextCodec
+from tests.runtime import tiny_tokenizers
 
 SPELLINGS = tiny_tokenizers.SPECIAL + tiny_tokenizers.PLAIN
 # Text that is likely to spell control tokens, or almost.
