@@ -55,13 +55,18 @@ class TensorFiles:
         tensors = {n: Stored(e.file, DTYPES[e.dtype], e.shape) for n, e in entries.items()}
         return cls(files, tensors)
 
-    def tensor(self, name: str) -> Tensor:
-        """The tensor as it is stored: a private mapping of the file, not a copy."""
+    def tensor(self, name: str, *, keep: bool = True) -> Tensor:
+        """The tensor as it is stored: a private mapping of the file, not a copy.
+
+        What was read of a mapping counts as memory of this process until the mapping ends. The one that all
+        tensors share with `keep` ends with this object; without, each tensor has its own, which ends with it.
+        """
         file = self.tensors[name].file
         try:
-            if file not in self._opened:
-                self._opened[file] = safe_open(file, framework="pt")
-            found: Tensor = self._opened[file].get_tensor(name)
+            opened = (self._opened.get(file) if keep else None) or safe_open(file, framework="pt")
+            if keep:
+                self._opened[file] = opened
+            found: Tensor = opened.get_tensor(name)
         except SafetensorError as error:
             raise CheckpointError(f"{file}: {error}", "Copy or download the file again.") from None
         return found
