@@ -130,11 +130,11 @@ def shapes_for(component: str, plan: Plan) -> dict[str, Any]:
 
 
 def _code_digest() -> str:
-    """sha256 over the sources that make graphs: no unfinished convert survives a change of ours."""
+    """sha256 over all that makes and checks graphs: no unfinished convert survives a change of ours."""
     root = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for room in ("converters", "hypervl"):
-        for file in sorted((root / room).rglob("*.py")):
+        for file in sorted(p for p in (root / room).rglob("*") if p.is_file() and p.suffix != ".pyc"):
             digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
     return digest.hexdigest()
 
