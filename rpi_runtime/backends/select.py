@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -27,6 +28,9 @@ _INTERPRETERS = {
     "tensorflow": "tensorflow",
 }
 BACKENDS = (AUTO, COMPILED, INTERPRETER, "tflite-runtime", "tensorflow")
+
+_log = logging.getLogger(__name__)
+_said: set[str] = set()  # reasons for going without a weight cache
 
 _MAX_DEFAULT_THREADS = 4  # a Pi's cores; the small cores of a phone slow the others down
 
@@ -62,6 +66,9 @@ def open_graph(
     with lease(weight_cache, key, graph_bytes=path.stat().st_size) as lent:
         graph = CompiledGraph(path, threads=count, cache_file=lent.file, verbose=verbose, choice=choice)
     graph.weight_cache = lent.state
+    if lent.state.startswith("off") and lent.state not in _said:
+        _said.add(lent.state)
+        _log.warning("%s runs without a weight cache (%s)", path.name, lent.state.removeprefix("off: "))
     return graph
 
 

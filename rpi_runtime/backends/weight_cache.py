@@ -107,7 +107,8 @@ def lease(
             if building is not None:
                 try:
                     lent.state = _publish(folder, key, building)
-                    _evict(folder, limit_bytes, keep=key)
+                    if not _evict(folder, limit_bytes, keep=key):
+                        lent.state = f"off: with it the caches take more than {limit_bytes >> 20} MB"
                 except OSError as error:
                     lent.state = f"off: {_plain(error, folder)}"
         finally:
@@ -204,24 +205,26 @@ def _write_sidecar(path: Path, file: Path, blocks: tuple[str, ...]) -> None:
     fresh.replace(path)
 
 
-def _evict(folder: Path, limit_bytes: int, keep: str) -> None:
-    """Removes the least recently used caches until the rest fits, and what belongs to no cache."""
+def _evict(folder: Path, limit_bytes: int, keep: str) -> bool:
+    """Removes the least recently used caches until the rest fits, and what belongs to no cache.
+
+    False when not even that was enough, and `keep` went too.
+    """
     for file in folder.glob("*.xnn"):
         if not file.with_suffix(".json").exists():
             _remove(folder, file.stem)
-    # What matters is the space taken on the disk, so a file that grew counts as it is.
-    found = sorted(
-        (sidecar.stat().st_mtime_ns, sidecar.stem, _size(folder, sidecar.stem))
-        for sidecar in folder.glob("*.json")
-    )
+    found = []
+    for sidecar in folder.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes caches too
+            size = sidecar.with_suffix(".xnn").stat().st_size
+            found.append((sidecar.stat().st_mtime_ns, sidecar.stem, size))
     total = sum(size for _, _, size in found)
-    for _, key, size in found:
-        if total <= limit_bytes:
-            return
-        if key != keep and _remove(folder, key):
+    for _, key, size in sorted(found):
+        if total > limit_bytes and key != keep and _remove(folder, key):
             total -= size
     if total > limit_bytes:
         _unlink(folder, keep)
+    return total <= limit_bytes
 
 
 def _remove(folder: Path, key: str) -> bool:
@@ -242,13 +245,6 @@ def _unlink(folder: Path, key: str) -> None:
     file, sidecar = _paths(folder, key)
     sidecar.unlink(missing_ok=True)
     file.unlink(missing_ok=True)
-
-
-def _size(folder: Path, key: str) -> int:
-    try:
-        return _paths(folder, key)[0].stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _paths(folder: Path, key: str) -> tuple[Path, Path]:
