@@ -23,7 +23,7 @@ from rpi_runtime.tflite_names import CUSTOM, DTYPES, OPERATORS
 
 # A bound on the work: tables read, plus an eighth of all numbers and a 64th of all characters. Vectors may
 # share tables, so a small hostile file could otherwise ask for billions of them. A decoder of 28 layers with
-# five signatures takes about 80,000.
+# five signatures takes about 130,000.
 MAX_STEPS = 500_000
 _AGAIN = "Convert the checkpoint again, or copy the file again."
 _T = TypeVar("_T")
@@ -112,6 +112,7 @@ def _fail(what: str) -> NoReturn:
 _UINT32 = struct.Struct("<I")
 _INT32 = struct.Struct("<i")
 _UINT16_PAIR = struct.Struct("<HH")
+_NUMBERS = {code: struct.Struct("<" + code) for code in "biIQ"}
 
 
 class _FlatBuffer:
@@ -126,7 +127,10 @@ class _FlatBuffer:
 
     def follow(self, position: int) -> int:
         """The position that the unsigned offset at `position` points to."""
-        offset: int = _UINT32.unpack_from(self.data, position)[0]
+        return self.target(position, _UINT32.unpack_from(self.data, position)[0])
+
+    def target(self, position: int, offset: int) -> int:
+        """The position that is `offset` behind `position`, where a table, vector or text must begin."""
         target = position + offset
         if offset == 0 or target > self.bytes - 4 or target & 3:
             _fail(f"the offset at byte {position} leads to {target}")
@@ -202,7 +206,7 @@ class _Table:
         position = self._at(field)
         if not position:
             return default
-        value: int = struct.unpack_from("<" + code, self._flat.data, position)[0]
+        value: int = _NUMBERS[code].unpack_from(self._flat.data, position)[0]
         return value
 
     def numbers(self, field: int, code: str = "i") -> tuple[int, ...]:
@@ -224,8 +228,8 @@ class _Table:
             return ()
         flat = self._flat
         start = flat.follow(position)
-        count = len(flat.vector(start, "I"))
-        return tuple(build(flat.table(flat.follow(start + 4 + 4 * i))) for i in range(count))
+        offsets = flat.vector(start, "I")
+        return tuple(build(flat.table(flat.target(start + 4 * i, o))) for i, o in enumerate(offsets, 1))
 
 
 # The schema's tables. Each function names the fields that it reads.

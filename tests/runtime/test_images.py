@@ -334,7 +334,8 @@ def test_closing_lets_go_of_the_file(tmp_path: Path) -> None:
     before = len(list(open_files.iterdir()))
     for picture in [open_image(path) for _ in range(3)]:
         picture.close()
-    open_image(path).decode(10, 10)
+    decoded = open_image(path)
+    decoded.decode(10, 10)
     assert len(list(open_files.iterdir())) == before
 
 
@@ -379,6 +380,11 @@ BOMBS = {
     "PPM": b"P6 60000 60000 255\n",
     "TIFF": tiff_claiming(60000, 60000),
 }
+
+
+def test_no_header_may_claim_more_than_a_bound_however_small_it_would_be_decoded() -> None:
+    with pytest.raises(ImageError, match="20000 x 20000 px"):  # 6.25 megapixels at 1/8
+        open_image(jpeg_claiming(20000, 20000))
 
 
 @pytest.mark.parametrize("format_name", BOMBS)

@@ -122,6 +122,8 @@ def test_a_side_is_never_smaller_than_asked_for_nor_larger_than_needed(scale: fl
 
 def test_the_scale_of_a_side_is_that_side() -> None:
     assert [side_for(side / 448, SPEC) for side in SPEC.tile_sides] == [448, 320, 224]
+    # 224 / 800 * 800 is 224.00000000000003
+    assert side_for(224 / 800, dataclasses.replace(SPEC, tile_side=800, tile_sides=(800, 256, 224))) == 224
 
 
 def test_without_a_full_side_the_largest_there_is_serves() -> None:
