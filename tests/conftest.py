@@ -1,20 +1,38 @@
-"""Checkpoints that several tests read. They are made once per run, and nobody writes into them."""
+"""Checkpoints, photos and the bundle that several tests read. Made once per run; nobody writes into them."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import skimage.data
 import torch
+from PIL import Image
 
+from converters.convert import convert
+from converters.options import ConvertOptions
 from hypervl.assemble import Sources, assemble
+from hypervl.checkpoint import Checkpoint, save
+from hypervl.model import HyperVL
+from hypervl.specs import vision_spec
+from rpi_runtime.backends import weight_cache
 from rpi_runtime.errors import ResourceError
+from rpi_runtime.images import open_image
+from rpi_runtime.session import Session
+from rpi_runtime.tiling import cut, tile_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(2)
+TILE_SIDES = (192, 64)
+
+torch.set_num_threads(
+    1
+)  # for models this small a second thread costs more than the work  # px, of `nano_bundle`
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +74,79 @@ def smollm2_checkpoint(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFa
 def qwen3_tokenizer_folder(fetch_weights: ModuleType) -> Path:
     """Qwen3's tokenizer.json, tokenizer_config.json and generation_config.json."""
     return _fetched(fetch_weights, "qwen3-tokenizer")
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real photograph, 512 x 512 px."""
+    path = tmp_path_factory.mktemp("photos") / "astronaut.png"
+    Image.fromarray(skimage.data.astronaut()).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def wide_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another one, 600 x 400 px."""
+    path = tmp_path_factory.mktemp("photos") / "coffee.jpg"
+    Image.fromarray(skimage.data.coffee()).save(path, quality=95)
+    return path
+
+
+@pytest.fixture(scope="session")
+def routing_checkpoint(nano_checkpoint: Path, photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """nano with a VRC that is undecided on average over the photo's tiles, so that it treats them
+    differently.
+
+    Random weights give nearly the same logits for every tile.
+    """
+    checkpoint = Checkpoint.open(nano_checkpoint)
+    model = checkpoint.load_model()
+    spec = vision_spec(model.config, TILE_SIDES)
+    picture = open_image(photo)
+    grid = tile_picture(picture, spec)
+    views = np.concatenate([cut(picture, tile, spec.vrc_side) for tile in grid.tiles])
+    with torch.no_grad():
+        logits = model.vrc(torch.from_numpy(views))
+        model.vrc.linear_2.bias -= logits.mean(dim=0)
+    folder = tmp_path_factory.mktemp("checkpoints") / "routing"
+    save(model, folder, checkpoint.text_files)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def routing_model(routing_checkpoint: Path) -> HyperVL:
+    return Checkpoint.open(routing_checkpoint).load_model()
+
+
+@pytest.fixture(scope="session")
+def nano_bundle(routing_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of `routing_checkpoint`: fp32, context 512, prefill in chunks of 8 and 32."""
+    bundle = tmp_path_factory.mktemp("bundles") / "nano"
+    convert(
+        ConvertOptions(
+            routing_checkpoint,
+            bundle,
+            recipe="fp32",
+            tile_sides=TILE_SIDES,
+            prefill_tokens=(8, 32),
+            context_tokens=512,
+            embedding="fp16",
+        )
+    )
+    return bundle
+
+
+@pytest.fixture
+def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty XDG_CACHE_HOME; gives the folder where packed weights will lie."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return weight_cache.default_folder()
+
+
+@pytest.fixture
+def session(nano_bundle: Path, cache_home: Path) -> Iterator[Session]:
+    with Session.open(nano_bundle, threads=1) as opened:
+        yield opened
 
 
 def _fetched(fetch_weights: ModuleType, name: str) -> Path:
