@@ -316,6 +316,25 @@ def test_tables_that_are_shared_a_million_times_end_early() -> None:
         parse(bytes(builder.Output()), "it")
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (struct.pack("<I4s", 0, b"TFL3"), "the offset at byte 0 leads to 0"),
+        (struct.pack("<I4sI", 9, b"TFL3", 0), "the offset at byte 0 leads to 9"),
+        (struct.pack("<I4sI", 400, b"TFL3", 0), "the offset at byte 0 leads to 400"),
+        # Python would take a negative position from the end.
+        (struct.pack("<I4si8s", 8, b"TFL3", 24, b""), "a vtable lies at byte -16"),
+        (struct.pack("<I4si8s", 8, b"TFL3", -40, b""), "a vtable lies at byte 48"),
+        (struct.pack("<I4siHHHH", 8, b"TFL3", -4, 6, 8, 8, 0), "points outside its table"),
+        (struct.pack("<I4siHHHH", 8, b"TFL3", -4, 4, 99, 0, 0), "the table at byte 8 reaches beyond the end"),
+        (struct.pack("<I4siHHHH", 8, b"TFL3", -4, 5, 8, 0, 0), "the vtable at byte 12 has 5 bytes"),
+    ],
+)
+def test_an_offset_that_leads_astray_is_named(content: bytes, says: str) -> None:
+    with pytest.raises(BundleError, match=says):
+        parse(content, "it")
+
+
 def vector_of(builder: flatbuffers.Builder, table: int, count: int) -> int:
     builder.StartVector(4, count, 4)
     for _ in range(count):
