@@ -45,6 +45,7 @@ def lower(signatures: Sequence[Traced], out_path: Path) -> None:
     """
     converter = litert_torch.Converter()
     for s in signatures:
+        _check_distinct(s.sample)
         converter.add_signature(s.name, s.module.eval(), sample_kwargs=s.sample)
     try:
         with torch.no_grad(), silence():
@@ -65,6 +66,15 @@ class Component(nn.Module):
     def __init__(self, component: nn.Module) -> None:
         super().__init__()
         self.component = component
+
+
+def _check_distinct(sample: dict[str, Tensor]) -> None:
+    """Raises ValueError for one tensor under two names: torch.export would make one input of them."""
+    names: dict[int, str] = {}
+    for name, tensor in sample.items():
+        first = names.setdefault(id(tensor), name)
+        if first != name:
+            raise ValueError(f"inputs {first!r} and {name!r} are the same tensor")
 
 
 def _lower_linear(context: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:

@@ -43,7 +43,26 @@ class Rule:
 
 @dataclass(frozen=True)
 class Limits:
-    """What parity must show at least. None: not asked."""
+    """What parity must show at least. None: not asked.
+
+    Where they come from: nano with random weights (all components) and SmolLM2-135M (decoder) were measured,
+    and each limit leaves about as much again. They catch a graph that is wrong, and a model that a recipe
+    ruins.
+
+    - float32 differs by rounding alone: 115 to 124 dB measured. 80 dB is 40 times worse, and far better than
+      any mistake.
+    - float16 weights have 11 bits: 59 to 65 dB.
+    - int8 keeps 26 to 30 dB on random weights; real activations have outliers, which cost the dynamic scale 6
+    to
+      10 dB more.
+    - 4 bits keep 8 to 15 dB: there the angle of a tensor says little, and the decoder is judged by KL. A KL
+    of 1
+      nat is another text: such a recipe does not suit such a model, and the convert says so.
+    - top-1 agreement is asked where the noise is small against the gap between the two likeliest tokens.
+    Random
+      weights make flat distributions with gaps of next to nothing: int8 then agrees on 88 to 93 %, like on a
+      real small model (91 %), but 4 bits on a third of the tokens, which is no fault of the graph.
+    """
 
     cosine: float
     snr_db: float | None = None
@@ -143,7 +162,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
             (Rule("int4", granularity="block_32"), Rule("int8", r"lm_head|mlp\.down_proj")),
             Limits(0.8, 4, kl_divergence=0.6),
         ),
-        int4_channel=((Rule("int4"),), Limits(0.5)),
-        int4_block32=((Rule("int4", granularity="block_32"),), Limits(0.7)),
+        int4_channel=((Rule("int4"),), Limits(0.5, kl_divergence=1.0)),
+        int4_block32=((Rule("int4", granularity="block_32"),), Limits(0.7, kl_divergence=1.0)),
     ),
 }

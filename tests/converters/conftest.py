@@ -1,4 +1,4 @@
-"""A whole convert of the nano preset, made once for all tests that look at its result."""
+"""A whole convert of the nano preset, and float32 graphs of a smaller model: made once for all tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 from converters.convert import ConvertReport, Event, convert
+from converters.export import export_component
 from converters.options import ConvertOptions
+from hypervl.checkpoint import Checkpoint
+from rpi_runtime.manifest import DECODER, VISION_BASE, VRC
+from tests.converters import tiny
 
 
 @dataclass(frozen=True)
@@ -43,3 +47,18 @@ def converted(nano_options: ConvertOptions, tmp_path_factory: pytest.TempPathFac
     events: list[Event] = []
     report = convert(options, events.append)
     return Converted(options, report, tuple(events))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def tiny_graphs(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The float32 graph of each kind of component, by its name."""
+    folder = tmp_path_factory.mktemp("graphs")
+    graphs = {name: folder / f"{name}.tflite" for name in (VRC, VISION_BASE, DECODER)}
+    for name, path in graphs.items():
+        export_component(name, tiny_checkpoint, tiny.OPTIONS, path)
+    return graphs
