@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rpi_runtime.backends.base import Array, BackendChoice, SharedInputs, check_inputs
+from rpi_runtime.backends.old_kernels import has_old_kernels, misread_weights
 from rpi_runtime.errors import BundleError
 from rpi_runtime.manifest import Signature, Tensor
 from rpi_runtime.native_logs import quiet
@@ -43,6 +44,7 @@ class InterpreterGraph:
                     f"{path.name}: {choice.package} {choice.version} cannot load it ({error})",
                     "Run `toolkit verify` on the bundle; if it is whole, this runtime is too old for it.",
                 ) from error
+            self._refuse_wrong_results(path)
             self._indices: dict[str, dict[str, int]] = {}
             self.signatures = {name: self._describe(name) for name in self._interpreter.get_signature_list()}
 
@@ -80,6 +82,17 @@ class InterpreterGraph:
             native, subgraph, self.signatures[signature], self._indices[signature], shared
         )
 
+    def _refuse_wrong_results(self, path: Path) -> None:
+        if not has_old_kernels(self.choice.version):
+            return
+        misread = misread_weights(path, self._interpreter)
+        if misread:
+            raise BundleError(
+                f"{path.name}: {self.choice.package} {self.choice.version} computes zeros for its {misread}",
+                "Install ai-edge-litert (64-bit systems), or convert with a recipe that this runtime gets "
+                "right: fp16; for the decoder int4-channel; for vision and vrc w8a8.",
+            )
+
     def _describe(self, name: str) -> Signature:
         runner = self._interpreter.get_signature_runner(name)
         inputs, outputs = runner.get_input_details(), runner.get_output_details()
@@ -92,7 +105,8 @@ class InterpreterGraph:
 class MirroredInputs:
     """A shared input is written into the input tensor of every signature in use; only slices are ever copied.
 
-    A signature that joins later receives what the first one holds, once.
+    A signature that joins later receives what the first one holds, once. The tensors are the interpreter's
+    own, so there can be one of these per graph at a time.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -112,6 +126,8 @@ class MirroredInputs:
             places.append(place)
 
     def write(self, name: str, index: Any, values: Array) -> None:
+        if not self._tensors[name]:
+            raise RuntimeError(f"no runner reads {name!r} yet, so there is nowhere to write")
         for place in self._tensors[name]:
             # A view lives for this statement only: the interpreter may not be invoked while one is held.
             _view(*place).reshape(self.shapes[name])[index] = values

@@ -129,12 +129,15 @@ def _interpreter(packages: tuple[str, ...], reason: str) -> BackendChoice:
 
 def _version(package: str) -> str:
     """The installed version, "" when it is not installed. Imports nothing."""
-    if importlib.util.find_spec(_INTERPRETERS[package]) is None:
+    module = _INTERPRETERS[package]
+    if importlib.util.find_spec(module) is None:
         return ""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "unknown"  # unpacked by hand, as on a board without pip
+        # tensorflow also comes as tensorflow-cpu; on a board without pip a package may be unpacked by hand.
+        names = importlib.metadata.packages_distributions().get(module, ())
+        return importlib.metadata.version(names[0]) if names else "unknown"
 
 
 def _sha256(path: Path) -> str:
