@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from converters import decoder, vision, vrc
+from converters import block_offsets, decoder, vision, vrc
 from converters.lowering import Traced, lower
 from hypervl.checkpoint import Checkpoint
 from hypervl.decoder import Decoder
@@ -22,6 +22,7 @@ class ExportOptions:
     tile_sides: tuple[int, ...]  # px, descending; one signature `tile_<side>` each
     prefill_tokens: tuple[int, ...]  # ascending; one signature `prefill_<n>` each
     context_tokens: int  # slots of the KV cache
+    block_offsets: str = ""  # layers to split before the export (`Recipe.block_offsets`)
 
 
 def export_component(name: str, checkpoint: Checkpoint, options: ExportOptions, out_path: Path) -> None:
@@ -32,6 +33,8 @@ def export_component(name: str, checkpoint: Checkpoint, options: ExportOptions, 
     lowered.
     """
     module = checkpoint.load_component(name).requires_grad_(False)
+    if options.block_offsets:
+        block_offsets.apply(module, options.block_offsets)
     lower(_signatures(module, options), out_path)
 
 

@@ -68,8 +68,9 @@ def stages_of(plan: Plan, checkpoint: Path, known: dict[str, Any]) -> list[Stage
         float_graph, graph = f"work/{component}.fp32.tflite", f"bundle/{component}.tflite"
         about = {"component": component, "shapes": shapes}
         recipe = {"recipe": asdict(plan.recipes[component])}
+        exported = {**source, **about, "block_offsets": plan.recipes[component].block_offsets}
         export_stage = Stage(
-            f"export {component}", f"{__name__}:export", {**source, **about}, where, {"graph": float_graph}
+            f"export {component}", f"{__name__}:export", exported, where, {"graph": float_graph}
         )
         quantize_stage = Stage(
             f"quantize {component}",
@@ -224,7 +225,10 @@ def _export_options(options: dict[str, Any]) -> ExportOptions:
 
     shapes = options["shapes"]
     return ExportOptions(
-        tuple(shapes["tile_sides"]), tuple(shapes["prefill_tokens"]), shapes["context_tokens"]
+        tuple(shapes["tile_sides"]),
+        tuple(shapes["prefill_tokens"]),
+        shapes["context_tokens"],
+        options.get("block_offsets", ""),
     )
 
 

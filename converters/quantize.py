@@ -28,6 +28,8 @@ Calibration = Mapping[str, Sequence[Mapping[str, np.ndarray]]]
 # Operators with weights, which rules can address; the second input holds the weights.
 WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 
+OFFSETS = b".offsets"  # in the names of what `converters.block_offsets` splits off
+
 _BITS = {"int4": 4, "int8": 8, "float16": 16}
 _METHODS = {
     "min_max": quantizer.AlgorithmName.MIN_MAX_UNIFORM_QUANT,
@@ -55,7 +57,9 @@ def quantize_component(
     with silence():
         work = quantizer.Quantizer(str(fp32_path))
         _add_rules(work, recipe, list(_weighted_operators(fp32_path)))
-        ranges = _calibrated(work, fp32_path, recipe, calibration) if calibration else None
+        ranges = None
+        if recipe.needs_calibration:
+            ranges = _calibrated(work, fp32_path, recipe, calibration)
         work.quantize(
             ranges, serialize_to_path=str(out_path), enable_progress_bar=False, enable_progress_report=False
         )
@@ -147,7 +151,7 @@ def _add(work: Any, rule: Rule, regex: str, op: qtyping.TFLOperationName) -> Non
         work.add_dynamic_config(regex, op, num_bits=bits, granularity=grain, algorithm_key=method)
 
 
-def _calibrated(work: Any, fp32_path: Path, recipe: Recipe, calibration: Calibration) -> Any:
+def _calibrated(work: Any, fp32_path: Path, recipe: Recipe, calibration: Calibration | None) -> Any:
     """What the quantizer wants to know about each activation: its range, for GPTQ its second moments.
 
     `Quantizer.calibrate` smooths ranges with 0.95: the first sample would decide nearly alone, and later ones
@@ -203,7 +207,7 @@ _WIDTHS = {
 
 
 def _weights(model: schema.Model) -> Iterable[tuple[int, int]]:
-    """(count, bits) of each constant buffer that holds weights or their scales; scales count 0 numbers."""
+    """(count, bits) of each constant buffer of weights, scales or offsets; only weights count numbers."""
     done: set[int] = set()
     for graph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
         tensors = [graph.Tensors(i) for i in range(graph.TensorsLength())]
@@ -217,7 +221,8 @@ def _weights(model: schema.Model) -> Iterable[tuple[int, int]]:
             done.add(tensor.Buffer())
             count = int(np.prod([tensor.Shape(i) for i in range(tensor.ShapeLength())]))
             own_scales = quantization.ScaleLength() if quantization else 0
-            yield (0 if index in scales else count), count * width + 32 * own_scales
+            counts = index not in scales and OFFSETS not in (tensor.Name() or b"")
+            yield (count if counts else 0), count * width + 32 * own_scales
 
 
 def _is_constant(model: schema.Model, tensor: schema.Tensor) -> bool:

@@ -8,7 +8,8 @@ component: `layers.3.mlp.down_proj`, `lm_head`, `encoder.layers.0.self_attn.q_pr
     fp32          nothing is changed
     fp16          weights stored as float16, computed in float32: half the size, the same answers
     int8          int8 weights, one scale per output channel; activations quantised on the fly
-    int4          4-bit weights where the component bears it, int8 elsewhere
+    int4          4-bit weights where the component bears it, int8 elsewhere; decoder: with block offsets
+    int4-small    the same with a 4-bit head; decoder only
     int4-channel  4-bit weights, one scale per output channel: smallest, fastest, coarsest
     int4-block32  4-bit weights, one scale per 32 inputs
     w8a8          int8 weights and activations, ranges fixed by calibration: for integer hardware; not the
@@ -75,6 +76,9 @@ class Recipe:
     name: str
     rules: tuple[Rule, ...]
     limits: Limits
+    # Layers (a regular expression, searched in their names) that are split before the export into a 4-bit
+    # grid and offsets (`converters.block_offsets`); "" for none.
+    block_offsets: str = ""
 
     @property
     def needs_calibration(self) -> bool:
@@ -117,9 +121,11 @@ def _recipe(component: str, name: str) -> Recipe:
     raise nearest(name, known, "recipe")
 
 
-def _recipes(**rules_and_limits: tuple[tuple[Rule, ...], Limits]) -> Mapping[str, Recipe]:
-    names = {name: name.replace("_", "-") for name in rules_and_limits}
-    return {names[n]: Recipe(names[n], rules, limits) for n, (rules, limits) in rules_and_limits.items()}
+def _recipes(
+    **fields: tuple[tuple[Rule, ...], Limits] | tuple[tuple[Rule, ...], Limits, str],
+) -> Mapping[str, Recipe]:
+    names = {name: name.replace("_", "-") for name in fields}
+    return {names[name]: Recipe(names[name], *given) for name, given in fields.items()}
 
 
 _FC = "FULLY_CONNECTED"
@@ -159,8 +165,14 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
         fp16=(_FP16, Limits(0.9999, 40, kl_divergence=1e-4, top1_agreement=0.95)),
         int8=(_INT8, Limits(0.97, 12, kl_divergence=0.1, top1_agreement=0.75)),
         int4=(
-            (Rule("int4", granularity="block_32"), Rule("int8", r"lm_head|mlp\.down_proj")),
+            (Rule("int4", granularity="block_32", method="recover"), Rule("int8", r"lm_head|\.offsets")),
             Limits(0.8, 4, kl_divergence=0.6),
+            r"layers\.",
+        ),
+        int4_small=(
+            (Rule("int4", granularity="block_32", method="recover"), Rule("int8", r"\.offsets")),
+            Limits(0.7, 3, kl_divergence=0.8),
+            r"layers\.|lm_head",
         ),
         int4_channel=((Rule("int4"),), Limits(0.5, kl_divergence=1.0)),
         int4_block32=((Rule("int4", granularity="block_32"),), Limits(0.7, kl_divergence=1.0)),
