@@ -76,7 +76,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Embedding:
-    """The token table: `rows` x `columns` in `dtype`, row by row; int8 is followed by `rows` float32 scales."""
+    """The token table: `rows` x `columns` in `dtype`, row by row; behind int8 come `rows` float32 scales."""
 
     file: File
     dtype: str  # "int8" or "float16"
@@ -114,7 +114,7 @@ class VisionSpec:
     patch_px: int  # side of the square that becomes one visual token (patch x pixel shuffle)
     scales: tuple[float, ...]  # the VRC's classes, ascending
     vrc_side: int  # px, side of the picture the VRC sees
-    auto_large_share: float  # branch "auto": large when at least this share of tiles is routed to the full side
+    auto_large_share: float  # branch "auto": large when this share of tiles or more gets the full side
 
     def tokens(self, side_px: int) -> int:
         """Visual tokens of one tile encoded at `side_px`."""
@@ -166,7 +166,7 @@ class Manifest:
 
 
 def to_json(manifest: Manifest) -> str:
-    """The manifest's text. Its field `manifest_sha256` covers all the others, so that a changed byte shows."""
+    """The manifest's text. Its field `manifest_sha256` covers the others, so that a changed byte shows."""
     return _sealed(dataclasses.asdict(manifest))
 
 
@@ -208,7 +208,7 @@ _AGAIN = "Convert the checkpoint again, or copy the bundle again."
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:
-    """Turns JSON `value` into `kind` (dataclass, tuple, dict, scalar, or union with None), naming a misfit."""
+    """Turns JSON `value` into `kind` (dataclass, tuple, dict, scalar, union with None), naming a misfit."""
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         inner = [k for k in typing.get_args(kind) if k is not type(None)]
