@@ -60,9 +60,15 @@ def quantize_component(
         ranges = None
         if recipe.needs_calibration:
             ranges = _calibrated(work, fp32_path, recipe, calibration)
-        work.quantize(
-            ranges, serialize_to_path=str(out_path), enable_progress_bar=False, enable_progress_report=False
-        )
+        try:
+            work.quantize(
+                ranges,
+                serialize_to_path=str(out_path),
+                enable_progress_bar=False,
+                enable_progress_report=False,
+            )
+        except ValueError as error:
+            raise _misfit(recipe, error) from error
     out_path.chmod(fp32_path.stat().st_mode)  # the quantizer makes its files executable
 
 
@@ -111,10 +117,13 @@ def _add_rules(work: Any, recipe: Recipe, operators: list[_Operator]) -> None:
                 outputs = [o.output for o in under if o.kind == kind]
                 _add(work, rule, f"^({'|'.join(map(re.escape, outputs))});$", qtyping.TFLOperationName(kind))
         except ValueError as error:
-            raise EdgeError(
-                f"recipe {recipe.name!r} does not fit this graph: {error} ({rule})",
-                "Choose another recipe for the component.",
-            ) from error
+            raise _misfit(recipe, f"{error} ({rule})") from error
+
+
+def _misfit(recipe: Recipe, why: object) -> EdgeError:
+    return EdgeError(
+        f"recipe {recipe.name!r} does not fit this graph: {why}", "Choose another recipe for the component."
+    )
 
 
 def _fits(rule: Rule, operator: _Operator) -> bool:

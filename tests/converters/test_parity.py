@@ -49,7 +49,7 @@ def test_a_float32_graph_equals_pytorch(
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("recipe", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("recipe", ["fp16", "int8", "int4-block32"])
 def test_a_smaller_graph_stays_within_its_recipes_limits(
     tiny_graphs: dict[str, Path], tiny_checkpoint: Checkpoint, tmp_path: Path, name: str, recipe: str
 ) -> None:

@@ -107,7 +107,7 @@ def test_int8_weights_are_off_by_half_a_step_at_most(
 
 
 def test_the_same_recipe_gives_the_same_bytes(tiny_graphs: dict[str, Path], tmp_path: Path) -> None:
-    recipe = RECIPES[DECODER]["int4"]
+    recipe = RECIPES[DECODER]["int4-block32"]
     for name in ("a", "b"):
         quantize_component(tiny_graphs[DECODER], recipe, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -124,6 +124,13 @@ def test_a_rule_that_the_quantizer_cannot_follow_is_an_error(
 ) -> None:
     with pytest.raises(EdgeError, match="does not fit this graph"):
         quantised(tiny_graphs[VRC], tmp_path, Rule("int4", op="DEPTHWISE_CONV_2D"))
+
+
+def test_blocks_that_do_not_divide_a_layer_are_an_error(tiny_graphs: dict[str, Path], tmp_path: Path) -> None:
+    """down_proj has 96 inputs."""
+    with pytest.raises(EdgeError, match=r"down_proj") as raised:
+        quantised(tiny_graphs[DECODER], tmp_path, Rule("int4", granularity="block_64"))
+    assert raised.value.remedy
 
 
 def test_gptq_comes_closer_than_rounding(
