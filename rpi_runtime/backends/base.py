@@ -60,6 +60,7 @@ class Graph(Protocol):
     choice: BackendChoice
     weight_cache: str  # what became of the weight cache, readable: "reused", "built", "off: why"
     signatures: dict[str, Signature]
+    copies_shared_inputs: bool  # each signature in use holds the shared inputs again
 
     def shared(self, shapes: Mapping[str, tuple[int, ...]]) -> SharedInputs:
         """Zeroed shared inputs, name -> the shape in which the host writes them."""

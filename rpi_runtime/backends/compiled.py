@@ -31,6 +31,7 @@ class CompiledGraph:
     """
 
     weight_cache = "off"
+    copies_shared_inputs = False
 
     def __init__(
         self, path: Path, *, threads: int, cache_file: Path | None, verbose: bool, choice: BackendChoice

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rpi_runtime.backends.base import Array, BackendChoice, SharedInputs, check_inputs
-from rpi_runtime.backends.old_kernels import has_old_kernels, misread_weights
+from rpi_runtime.backends.old_kernels import misread_weights
 from rpi_runtime.errors import BundleError
 from rpi_runtime.manifest import Signature, Tensor
 from rpi_runtime.native_logs import quiet
@@ -27,6 +27,7 @@ class InterpreterGraph:
     """
 
     weight_cache = "off: the Interpreter has none"
+    copies_shared_inputs = True
 
     def __init__(self, path: Path, *, threads: int, verbose: bool, choice: BackendChoice) -> None:
         self.choice = choice
@@ -83,12 +84,12 @@ class InterpreterGraph:
         )
 
     def _refuse_wrong_results(self, path: Path) -> None:
-        if not has_old_kernels(self.choice.version):
+        if self.choice.package == "ai-edge-litert":  # which counts its versions otherwise
             return
-        misread = misread_weights(path, self._interpreter)
+        misread = misread_weights(path, self._interpreter, self.choice.version)
         if misread:
             raise BundleError(
-                f"{path.name}: {self.choice.package} {self.choice.version} computes zeros for its {misread}",
+                f"{path.name}: {self.choice.package} {self.choice.version} miscomputes its {misread}",
                 "Install ai-edge-litert (64-bit systems), or convert with a recipe that this runtime gets "
                 "right: fp16; for the decoder int4-channel; for vision and vrc w8a8.",
             )

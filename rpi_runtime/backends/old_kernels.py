@@ -1,9 +1,10 @@
-"""Graphs that TFLite 2.14 loads without a word and computes wrongly.
+"""Graphs that older TFLite kernels load without a word and compute wrongly.
 
-Its FULLY_CONNECTED for float32 activations and integer weights knows one scale per tensor (int8) or per row
-(int4). Weights with other scales are multiplied by 0: every answer of a dynamic int8 or block-wise int4 graph
-is nothing but zeros. Measured with tflite-runtime 2.14.0; float16, int4 per channel and static int8 are
-right.
+FULLY_CONNECTED with float32 activations and integer weights: up to 2.15 int8 weights with a scale per channel
+come out as zeros, and int4 weights with a scale per block are wrong in every release of TFLite that was
+tried: zeros up to 2.15, noise from 2.16 on. Measured with tflite-runtime 2.14.0 and tensorflow 2.15.1,
+2.16.2, 2.17.1, 2.18.1 and 2.21.0 (right); float16, int4 per channel and static int8 are right in all of
+them.
 """
 
 from __future__ import annotations
@@ -13,33 +14,34 @@ from typing import Any
 
 from rpi_runtime import tflite_file
 
-LAST_OLD = (2, 14)
-
-# (weights, number of scales as 2.14 reads them) that it multiplies correctly; it reads no scales of blocks.
-_RIGHT = {"int8": lambda scales: scales == 1, "int4": lambda scales: scales >= 1}
-
-
-def has_old_kernels(version: str) -> bool:
-    """Whether this version of tflite-runtime or tensorflow has these kernels."""
-    numbers = version.split(".")[:2]
-    return all(n.isdigit() for n in numbers) and tuple(map(int, numbers)) <= LAST_OLD
+# The first release of TFLite that computes them rightly.
+_CHANNELS_SINCE = (2, 16)
+_BLOCKS_SINCE = (2, 19)
 
 
-def misread_weights(path: Path, interpreter: Any) -> str:
-    """What this Interpreter of 2.14 would multiply wrongly in the graph at `path`, readable; "" for nothing.
+def misread_weights(path: Path, interpreter: Any, version: str) -> str:
+    """What an Interpreter of TFLite `version` would multiply wrongly in the graph at `path`, readable; "" for
+    nothing.
 
     Looks at the first signature's subgraph: the others have the same weights.
     """
+    numbers = version.split(".")[:2]
+    release = tuple(int(n) for n in numbers if n.isdigit())
+    if len(release) < 2 or release >= max(_CHANNELS_SINCE, _BLOCKS_SINCE):
+        return ""
     subgraph = tflite_file.read(path).subgraphs[0]
     for operator in subgraph.operators:
         if operator.name != "FULLY_CONNECTED" or len(operator.inputs) < 2:
             continue
         activations, weights = (subgraph.tensors[i] for i in operator.inputs[:2])
-        if activations.dtype != "float32" or weights.dtype not in _RIGHT:
+        if activations.dtype != "float32":
             continue
-        details = interpreter._get_tensor_details(operator.inputs[1], 0)
-        scales = len(details["quantization_parameters"]["scales"])
-        if not _RIGHT[weights.dtype](scales):
-            kind = "in blocks" if scales == 0 else f"with {scales} scales"
-            return f"{weights.dtype} weights {kind}"
+        # These releases do not know scales of blocks, and report none.
+        scales = len(
+            interpreter._get_tensor_details(operator.inputs[1], 0)["quantization_parameters"]["scales"]
+        )
+        if weights.dtype == "int4" and scales == 0 and release < _BLOCKS_SINCE:
+            return "int4 weights in blocks"
+        if weights.dtype == "int8" and scales > 1 and release < _CHANNELS_SINCE:
+            return f"int8 weights with {scales} scales"
     return ""

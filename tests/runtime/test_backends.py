@@ -14,13 +14,15 @@ import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
 
+from converters.quantize import quantize_component
+from converters.recipes import RECIPES
 from delegates.cpu import CpuFeatures
 from rpi_runtime.backends import select
 from rpi_runtime.backends.base import Array, Graph
 from rpi_runtime.backends.compiled import BoundArrays
 from rpi_runtime.backends.select import choose, default_threads, open_graph
 from rpi_runtime.errors import BundleError, ResourceError, UsageError
-from rpi_runtime.manifest import Signature
+from rpi_runtime.manifest import DECODER, Signature
 from rpi_runtime.run_report import memory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +59,20 @@ def test_every_signature_computes_what_the_stock_interpreter_computes(
             for output, values in expected.items():
                 np.testing.assert_allclose(found[output], values, rtol=1e-3, atol=1e-3)
                 assert found[output].shape == values.shape
+    graph.close()
+
+
+@pytest.mark.parametrize("backend", BOTH)
+@pytest.mark.parametrize("recipe", ["int8", "int4-channel", "int4-block32"])
+def test_quantised_graphs_too(nano_bundle: Path, tmp_path: Path, recipe: str, backend: str) -> None:
+    path = tmp_path / "decoder.tflite"
+    quantize_component(nano_bundle / "decoder.tflite", RECIPES[DECODER][recipe], path)
+    graph = open_graph(path, backend=backend)
+    runner = graph.runner("decode")
+    inputs = inputs_of(runner.signature)
+    expected = Interpreter(str(path)).get_signature_runner("decode")(**inputs)["logits"]
+    np.testing.assert_allclose(runner.run(inputs)["logits"], expected, rtol=1e-2, atol=1e-2)
+    assert np.abs(expected).max() > 0.1
     graph.close()
 
 

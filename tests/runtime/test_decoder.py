@@ -170,7 +170,7 @@ class TestPrefill:
     def test_chunks_are_told_as_they_are_fed(self, both: Both) -> None:
         fed: list[int] = []
         both.decoder.prefill(both.rows(ids(43)), fed.append)
-        assert fed == [32, 40, 41, 42, 43] or fed == [32, 42, 43]
+        assert fed == {"compiled": [32, 42, 43], "interpreter": [32, 42, 43]}[both.graph.choice.name]
 
     def test_what_was_kept_need_not_be_fed_again(self, both: Both) -> None:
         first, second = ids(50), ids(20, seed=1)
