@@ -1,10 +1,9 @@
 """Graphs that older TFLite kernels load without a word and compute wrongly.
 
-FULLY_CONNECTED with float32 activations and integer weights: up to 2.15 int8 weights with a scale per channel
-come out as zeros, and int4 weights with a scale per block are wrong in every release of TFLite that was
-tried: zeros up to 2.15, noise from 2.16 on. Measured with tflite-runtime 2.14.0 and tensorflow 2.15.1,
-2.16.2, 2.17.1, 2.18.1 and 2.21.0 (right); float16, int4 per channel and static int8 are right in all of
-them.
+FULLY_CONNECTED with float32 activations and integer weights: int8 weights with a scale per channel come out
+as zeros up to 2.15, int4 weights with a scale per block as zeros up to 2.15 and as noise up to 2.19.
+Measured with tflite-runtime 2.14.0 and tensorflow 2.15.1, 2.16.2, 2.17.1, 2.18.1, 2.19.1 and 2.21.0.
+float16, int4 per channel and static int8 are right in all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from rpi_runtime import tflite_file
 
 # The first release of TFLite that computes them rightly.
 _CHANNELS_SINCE = (2, 16)
-_BLOCKS_SINCE = (2, 19)
+_BLOCKS_SINCE = (2, 21)
 
 
 def misread_weights(path: Path, interpreter: Any, version: str) -> str:
