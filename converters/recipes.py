@@ -46,23 +46,19 @@ class Rule:
 class Limits:
     """What parity must show at least. None: not asked.
 
-    Where they come from: nano with random weights (all components) and SmolLM2-135M (decoder) were measured,
-    and each limit leaves about as much again. They catch a graph that is wrong, and a model that a recipe
-    ruins.
+    Measured were nano with random weights (all components) and SmolLM2-135M (decoder). The limits leave room
+    for other models, and still catch a graph that is wrong, or a model that a recipe ruins.
 
-    - float32 differs by rounding alone: 115 to 124 dB measured. 80 dB is 40 times worse, and far better than
-      any mistake.
+    - float32 differs by rounding alone: 115 to 124 dB. At 80 dB errors are 100 times as large, and any mistake
+      is far worse.
     - float16 weights have 11 bits: 59 to 65 dB.
-    - int8 keeps 26 to 30 dB on random weights; real activations have outliers, which cost the dynamic scale 6
-    to
-      10 dB more.
-    - 4 bits keep 8 to 15 dB: there the angle of a tensor says little, and the decoder is judged by KL. A KL
-    of 1
-      nat is another text: such a recipe does not suit such a model, and the convert says so.
+    - int8 keeps 26 to 30 dB, and on SmolLM2 a KL of 0.018 with 93 % of the likeliest tokens. Vision was
+      measured on random weights only; trained ones have outliers, so their limits leave 9 dB.
+    - 4 bits keep 5 to 15 dB: the angle of a tensor says little there, and the decoder is judged by KL. A KL of
+      1 nat is another text: then the recipe does not suit the model, and the convert says so.
     - top-1 agreement is asked where the noise is small against the gap between the two likeliest tokens.
-    Random
-      weights make flat distributions with gaps of next to nothing: int8 then agrees on 88 to 93 %, like on a
-      real small model (91 %), but 4 bits on a third of the tokens, which is no fault of the graph.
+      Random weights make flat distributions with hardly a gap: 4 bits then agree on a third of the tokens,
+      which is no fault of the graph.
     """
 
     cosine: float
@@ -163,7 +159,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     DECODER: _recipes(
         fp32=((), Limits(0.99999, 80, kl_divergence=1e-6, top1_agreement=0.98)),
         fp16=(_FP16, Limits(0.9999, 40, kl_divergence=1e-4, top1_agreement=0.95)),
-        int8=(_INT8, Limits(0.97, 12, kl_divergence=0.1, top1_agreement=0.75)),
+        int8=(_INT8, Limits(0.98, 15, kl_divergence=0.1, top1_agreement=0.75)),
         int4=(
             (Rule("int4", granularity="block_32", method="recover"), Rule("int8", r"lm_head|\.offsets")),
             Limits(0.8, 4, kl_divergence=0.6),
