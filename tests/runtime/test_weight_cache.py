@@ -310,12 +310,19 @@ class TestWithoutACache:
         assert state.startswith("off: Not a directory")
         np.testing.assert_array_equal(output, opened(graph_path, None)[1])
 
-    def test_a_full_disk(self, graph_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        usage = type("Usage", (), {"free": 1000})
-        monkeypatch.setattr(weight_cache.shutil, "disk_usage", lambda path: usage)
-        state, _ = opened(graph_path, folder)
-        assert state.startswith("off: ")
-        assert "MB free" in state
+    def test_a_full_disk(self, graph_path: Path, folder: Path) -> None:
+        """Native code would abort the process. A limit on the size of files stands for the disk."""
+        code = (
+            "import resource, sys\nfrom pathlib import Path\n"
+            "from rpi_runtime.backends.select import open_graph\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+            "g = open_graph(Path(sys.argv[1]), backend='compiled', weight_cache=Path(sys.argv[2]))\n"
+            "print(g.weight_cache)\n"
+        )
+        command = [sys.executable, "-c", code, str(graph_path), str(folder)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("off: File too large")
+        assert not list(folder.glob("*.building"))
 
     def test_it_is_said_once(
         self,
