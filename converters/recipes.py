@@ -49,12 +49,12 @@ class Limits:
     Measured were nano with random weights (all components) and SmolLM2-135M (decoder). The limits leave room
     for other models, and still catch a graph that is wrong, or a model that a recipe ruins.
 
-    - float32 differs by rounding alone: 115 to 124 dB. At 80 dB errors are 100 times as large, and any mistake
+    - float32 differs by rounding alone: 115 to 124 dB. At 80 dB errors are 100 times as large; any mistake
       is far worse.
     - float16 weights have 11 bits: 59 to 65 dB.
     - int8 keeps 26 to 30 dB, and on SmolLM2 a KL of 0.018 with 93 % of the likeliest tokens. Vision was
       measured on random weights only; trained ones have outliers, so their limits leave 9 dB.
-    - 4 bits keep 5 to 15 dB: the angle of a tensor says little there, and the decoder is judged by KL. A KL of
+    - 4 bits keep 5 to 15 dB: the angle of a tensor says little then, so the decoder is judged by KL. A KL of
       1 nat is another text: then the recipe does not suit the model, and the convert says so.
     - top-1 agreement is asked where the noise is small against the gap between the two likeliest tokens.
       Random weights make flat distributions with hardly a gap: 4 bits then agree on a third of the tokens,
