@@ -43,7 +43,7 @@ def lower(signatures: Sequence[Traced], out_path: Path) -> None:
     """Writes `signatures` as one .tflite file; raises `EdgeError` when an operator has no TFLite form.
 
     This is `litert_torch.Converter.convert(lightweight_conversion=True)`, which hands weights over lazily,
-    but for one thing: that keeps the traced programs of all signatures, 15 MB a layer, until the end
+    but for one thing: that keeps the traced programs of all signatures, some 10 MB a layer each, to the end
     (`_Programs`).
     """
     for s in signatures:
