@@ -61,9 +61,8 @@ def apply(module: nn.Module, scope: str) -> None:
 
     A layer is a linear one, or the decoder's head, tied or not. One whose inputs are no multiple of 32 stays.
     """
-    for name, layer in list(module.named_modules()):
-        if not re.search(scope, name):
-            continue
+    for name in [name for name, _ in module.named_modules() if re.search(scope, name)]:
+        layer = module.get_submodule(name)  # by name: a list of layers would keep all old weights in memory
         weight = _weight(module, name, layer)
         if weight is not None and weight.shape[1] % BLOCK == 0:
             with torch.no_grad():
