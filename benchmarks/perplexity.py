@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,12 @@ from converters.metrics import Distributions, log_softmax
 from hypervl.checkpoint import Checkpoint
 from hypervl.decoder import Decoder, attention_mask, rope_table
 from rpi_runtime.decoder import Decoder as GraphDecoder
+from rpi_runtime.manifest import DECODER
 from rpi_runtime.session import Session
 from rpi_runtime.tokenizer import TextCodec
 
 TEXT = Path(__file__).parent / "data" / "alice.txt"
 ASKED_TOKENS = 512  # of each passage; one more comes before them
-PYTORCH = "PyTorch float32"
 
 
 @dataclass(frozen=True)
@@ -62,28 +62,31 @@ class Tally:
         )
 
 
-def measure(checkpoint: Checkpoint, sessions: Mapping[str, Session]) -> dict[str, Quality]:
-    """The quality of each session's decoder, by its name, and of `PYTORCH` itself.
+class Reference:
+    """What PyTorch says to each passage: computed once, 4 bytes per token and entry of the vocabulary."""
 
-    Raises ValueError when a session's context is shorter than a passage.
-    """
-    module = checkpoint.load_component("decoder")
-    assert isinstance(module, Decoder)
-    for name, session in sessions.items():
-        if session.context_tokens < ASKED_TOKENS:
-            raise ValueError(
-                f"{name}: a context of {session.context_tokens} tokens, {ASKED_TOKENS} are needed"
-            )
-    tallies = {name: Tally() for name in (PYTORCH, *sessions)}
-    for ids in passages(TextCodec.from_checkpoint(checkpoint.folder)):
-        expected = reference_logits(module, ids[:-1])
-        for token, logits in zip(ids[1:], expected, strict=True):
-            tallies[PYTORCH].add(logits, logits, token)
-        for name, session in sessions.items():
-            results = graph_logits(session.decoder, ids[:-1])
-            for token, reference, logits in zip(ids[1:], expected, results, strict=True):
-                tallies[name].add(reference, logits, token)
-    return {name: tally.quality for name, tally in tallies.items()}
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        module = checkpoint.load_component(DECODER)
+        assert isinstance(module, Decoder)
+        self._passages = passages(TextCodec.from_checkpoint(checkpoint.folder))
+        self._logits = [reference_logits(module, ids[:-1]) for ids in self._passages]
+
+    @property
+    def quality(self) -> Quality:
+        return self._compare(iter(self._logits))
+
+    def quality_of(self, decoder: GraphDecoder) -> Quality:
+        """Feeds every passage token by token. Raises ValueError when the context is shorter than one."""
+        if decoder.kv.slots < ASKED_TOKENS:
+            raise ValueError(f"a context of {decoder.kv.slots} tokens, {ASKED_TOKENS} are needed")
+        return self._compare(graph_logits(decoder, ids[:-1]) for ids in self._passages)
+
+    def _compare(self, results: Iterator[Iterable[np.ndarray]]) -> Quality:
+        tally = Tally()
+        for ids, expected, found in zip(self._passages, self._logits, results, strict=True):
+            for token, reference, logits in zip(ids[1:], expected, found, strict=True):
+                tally.add(reference, logits, token)
+        return tally.quality
 
 
 def passages(codec: TextCodec) -> list[list[int]]:
@@ -112,14 +115,22 @@ def graph_logits(decoder: GraphDecoder, ids: Sequence[int]) -> Iterator[np.ndarr
 
 
 def main(argv: Sequence[str]) -> int:
-    checkpoint, bundles = Checkpoint.open(Path(argv[0])), argv[1:]
-    sessions = {bundle: Session.open(bundle) for bundle in bundles}
-    for name, quality in measure(checkpoint, sessions).items():
-        print(
-            f"{name}: perplexity {quality.perplexity:.2f} over {quality.tokens} tokens, "
-            f"KL {quality.kl_divergence:.4f}, top-1 {quality.top1_agreement:.1%}"
-        )
+    if len(argv) < 2:
+        print(__doc__)
+        return 2
+    reference = Reference(Checkpoint.open(Path(argv[0])))
+    _print("PyTorch float32", reference.quality)
+    for bundle in argv[1:]:
+        with Session.open(bundle) as session:
+            _print(bundle, reference.quality_of(session.decoder))
     return 0
+
+
+def _print(name: str, quality: Quality) -> None:
+    print(
+        f"{name}: perplexity {quality.perplexity:.2f} over {quality.tokens} tokens, "
+        f"KL {quality.kl_divergence:.4f}, top-1 {quality.top1_agreement:.1%}"
+    )
 
 
 if __name__ == "__main__":

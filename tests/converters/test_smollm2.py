@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.perplexity import PYTORCH, Quality, measure
+from benchmarks.perplexity import Quality, Reference
 from converters.convert import ConvertReport, convert
 from converters.options import ConvertOptions
 from hypervl.checkpoint import Checkpoint
@@ -29,10 +29,11 @@ class Measured:
     reports: dict[str, ConvertReport]
     sessions: dict[str, Session]
     quality: dict[str, Quality]
+    pytorch: Quality
 
     def above_pytorch(self, recipe: str) -> float:
         """How much higher the recipe's perplexity is, as a share."""
-        return self.quality[recipe].perplexity / self.quality[PYTORCH].perplexity - 1
+        return self.quality[recipe].perplexity / self.pytorch.perplexity - 1
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,9 @@ def measured(smollm2_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     }
     sessions = {recipe: Session.open(folder / recipe, weight_cache=folder / "cache") for recipe in RECIPES}
     try:
-        yield Measured(reports, sessions, measure(Checkpoint.open(smollm2_checkpoint), sessions))
+        reference = Reference(Checkpoint.open(smollm2_checkpoint))
+        quality = {recipe: reference.quality_of(session.decoder) for recipe, session in sessions.items()}
+        yield Measured(reports, sessions, quality, reference.quality)
     finally:
         for session in sessions.values():
             session.close()
@@ -66,7 +69,7 @@ def test_the_capital_of_france_is_paris(measured: Measured, recipe: str) -> None
 
 
 def test_at_least_2000_tokens_are_asked_for(measured: Measured) -> None:
-    assert {quality.tokens for quality in measured.quality.values()} == {2048}
+    assert {q.tokens for q in (measured.pytorch, *measured.quality.values())} == {2048}
 
 
 def test_int8_keeps_the_perplexity_within_2_percent(measured: Measured) -> None:
