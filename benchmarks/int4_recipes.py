@@ -15,17 +15,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.perplexity import ASKED_TOKENS, Quality, Reference
 from converters.export import ExportOptions, export_component
-from converters.parity import CheckpointTable, decoder_spec
 from converters.quantize import bits_per_weight, quantize_component
 from converters.recipes import RECIPES, Limits, Recipe, Rule
 from hypervl.checkpoint import Checkpoint
-from hypervl.decoder import Decoder
 from rpi_runtime.backends.select import open_graph
 from rpi_runtime.bundle import sha256_of
 from rpi_runtime.decoder import Decoder as GraphDecoder
-from rpi_runtime.manifest import DECODER
+from rpi_runtime.embedding import EmbeddingTable
+from rpi_runtime.manifest import DECODER, DecoderSpec
 
 PREFILL_TOKENS = 8
 _BLOCK = Rule("int4", granularity="block_32")
@@ -81,14 +82,34 @@ def _graph(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
 
 
 def _quality(checkpoint: Checkpoint, reference: Reference, path: Path, folder: Path) -> Quality:
-    module = checkpoint.load_component(DECODER)
-    assert isinstance(module, Decoder)
+    config = checkpoint.config.decoder
+    spec = DecoderSpec(
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        rope_theta=config.rope_theta,
+        context_tokens=ASKED_TOKENS,
+        prefill_tokens=(PREFILL_TOKENS,),
+    )
     graph = open_graph(path, weight_cache=folder / "packed", sha256=sha256_of(path))
     try:
-        spec = decoder_spec(module, ASKED_TOKENS, PREFILL_TOKENS)
-        return reference.quality_of(GraphDecoder(graph, spec, CheckpointTable(module)))
+        return reference.quality_of(GraphDecoder(graph, spec, _Table(checkpoint)))
     finally:
         graph.close()
+
+
+class _Table(EmbeddingTable):
+    """The token table as the checkpoint has it, so that a row shows what happens to the graph alone."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.columns = checkpoint.config.decoder.hidden_size
+        self._table = checkpoint.tensor("decoder.embed_tokens.weight")
+
+    def rows(self, ids: Sequence[int]) -> np.ndarray:
+        found: np.ndarray = self._table[list(ids)].numpy()
+        return found
 
 
 def _row(name: str, bits: float, graph: Path | None, quality: Quality, best: Quality) -> str:
