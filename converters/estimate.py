@@ -14,6 +14,7 @@ from converters.options import Plan
 from converters.recipes import Recipe
 from converters.stages import Stage
 from rpi_runtime.errors import ResourceError
+from rpi_runtime.manifest import DECODER
 
 _MB = 1_000_000
 
@@ -55,7 +56,7 @@ class _Factor:
 _FACTORS = {
     "export": _Factor(900 * _MB, 1.25),
     "quantize": _Factor(500 * _MB, 1.25),
-    "check": _Factor(700 * _MB, 2.0),
+    "check": _Factor(700 * _MB, 1.2),
     "embedding": _Factor(400 * _MB, 0.0),
     "text": _Factor(400 * _MB, 0.0),
 }
@@ -89,7 +90,11 @@ def _need(stage: Stage, plan: Plan, parameters: Mapping[str, int]) -> StageNeed:
     kind, _, component = stage.name.partition(" ")
     factor = _FACTORS[kind]
     weight_bytes = 4 * parameters.get(component, 0)
-    memory = factor.libraries_bytes + int(factor.per_weight_byte * weight_bytes)
+    share = factor.per_weight_byte
+    if kind == "check":
+        graph = 2 * _bits(plan.recipes[component]) / 32  # the mapped file and its packed copy
+        share = max(share, graph) if component == DECODER else share + graph
+    memory = factor.libraries_bytes + int(share * weight_bytes)
     if kind == "export":
         disk = weight_bytes
     elif kind == "quantize":
@@ -102,9 +107,9 @@ def _need(stage: Stage, plan: Plan, parameters: Mapping[str, int]) -> StageNeed:
 
 
 def _bits(recipe: Recipe) -> float:
-    """Most bits that a weight takes under `recipe`."""
+    """Bits of a weight under `recipe`, scales included, with room for those that a scope makes larger."""
     sizes = {"float32": 32.0, "float16": 16.0, "int8": 9.0, "int4": 6.0}
-    return max((sizes[rule.weights] for rule in recipe.rules), default=32.0)
+    return max((sizes[rule.weights] for rule in recipe.rules if not rule.scope), default=32.0)
 
 
 def _mb(count_bytes: int) -> str:

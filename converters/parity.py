@@ -17,6 +17,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from converters.metrics import Closeness, Distributions, rounded
 from converters.recipes import Limits, Recipe
 from converters.samples import PARITY, passages, tiles
 from hypervl.checkpoint import Checkpoint
+from hypervl.config import DecoderConfig, HyperVLConfig
 from hypervl.decoder import Decoder, attention_mask, rope_table
 from rpi_runtime.backends.base import Graph
 from rpi_runtime.backends.select import open_graph
@@ -50,10 +52,14 @@ def check_component(
     Raises nothing for a miss: the caller decides. Figures are rounded to 4 significant digits, so that the
     same files give the same manifest.
     """
-    with _opened(tflite_path) as graph, torch.inference_mode():
+    with torch.inference_mode():
         if name == DECODER:
-            return tuple(_decoder(checkpoint, graph, recipe.limits, options))
-        return tuple(_pictures(name, checkpoint, graph, recipe.limits, options))
+            # PyTorch first and gone before the graph is opened: memory never holds both.
+            references = _references(checkpoint, options)
+            with _opened(tflite_path) as graph:
+                return tuple(_decoder(references, graph, recipe.limits, checkpoint.config, options))
+        with _opened(tflite_path) as graph:
+            return tuple(_pictures(name, checkpoint, graph, recipe.limits, options))
 
 
 @contextmanager
@@ -83,71 +89,93 @@ def _pictures(
         yield _judged(signature, closeness.samples, closeness, None, limits)
 
 
-def _decoder(
-    checkpoint: Checkpoint, graph: Graph, limits: Limits, options: ExportOptions
-) -> Iterator[Parity]:
+@dataclass(frozen=True)
+class _Reference:
+    """What PyTorch makes of one passage."""
+
+    ids: Sequence[int]
+    prompt_tokens: int  # the rest is the continuation
+    rows: dict[int, np.ndarray]  # token -> its embedding, as the checkpoint has it
+    logits: np.ndarray  # [continuation + 1, vocab], from the prompt's last token on
+    kv: dict[str, np.ndarray]  # [kv_heads, prompt - 1, head_dim] of the tokens before it, by cache name
+
+
+def _references(checkpoint: Checkpoint, options: ExportOptions) -> list[_Reference]:
+    """One passage for each size of a prefill chunk."""
     module = checkpoint.load_component(DECODER)
     assert isinstance(module, Decoder)
-    sizes = options.prefill_tokens
+    count = len(options.prefill_tokens)
     length = min(_PROMPT_TOKENS + _CONTINUED_TOKENS, options.context_tokens)
+    return [_reference(module, ids) for ids in passages(PARITY, checkpoint, count, length)]
+
+
+def _decoder(
+    references: Sequence[_Reference],
+    graph: Graph,
+    limits: Limits,
+    config: HyperVLConfig,
+    options: ExportOptions,
+) -> Iterator[Parity]:
     logits, distributions = Closeness(), Distributions()
-    for size, ids in zip(sizes, passages(PARITY, checkpoint, len(sizes), length), strict=True):
-        prompt = len(ids) - min(_CONTINUED_TOKENS, len(ids) // 2)
-        expected, expected_kv = _reference(module, ids, prompt)
-        chain = GraphDecoder(
-            graph, decoder_spec(module, options.context_tokens, size), CheckpointTable(module)
-        )
+    for size, reference in zip(options.prefill_tokens, references, strict=True):
+        spec = _spec(config.decoder, options.context_tokens, size)
+        chain = GraphDecoder(graph, spec, _Rows(reference.rows))
         slices, following = Closeness(), Distributions()
-        for reference, result in zip(expected, _chained(chain, module, ids, prompt), strict=True):
-            logits.add(reference, result)
+        for expected, result in zip(reference.logits, _chained(chain, reference), strict=True):
+            logits.add(expected, result)
             for tokens in (following, distributions):
-                tokens.add(reference, result)
-        for name, kv in expected_kv.items():
+                tokens.add(expected, result)
+        for name, kv in reference.kv.items():
             slices.add(kv, chain.kv.shared.read(name)[:, : kv.shape[1]])
-        yield _judged(f"prefill_{size}", prompt - 1, slices, following, limits)
+        yield _judged(f"prefill_{size}", reference.prompt_tokens - 1, slices, following, limits)
     yield _judged("decode", logits.samples, logits, distributions, limits)
 
 
-def _reference(module: Decoder, ids: Sequence[int], prompt: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """All tokens at once: logits [T - prompt + 1, vocab] from the prompt's last token on, and the keys and
-    values [kv_heads, prompt - 1, head_dim] of the tokens before it, by cache name."""
+def _reference(module: Decoder, ids: Sequence[int]) -> _Reference:
+    """Runs all tokens at once."""
     config = module.config
+    prompt = len(ids) - min(_CONTINUED_TOKENS, len(ids) // 2)
     embeddings = module.embed_tokens(torch.tensor([list(ids)]))
     angles = rope_table(torch.arange(len(ids)), config.head_dim, config.rope_theta)
     logits, new = module(embeddings, *angles, attention_mask(len(ids)), module.empty_kv())
     assert logits is not None
-    kv = {
-        f"kv_{name}": slices[0, :, : prompt - 1].numpy()
-        for name, slices in zip(kv_names(config), new, strict=True)
-    }
-    return logits[0, prompt - 1 :].numpy(), kv
+    return _Reference(
+        ids,
+        prompt,
+        dict(zip(ids, embeddings[0].numpy(), strict=True)),
+        logits[0, prompt - 1 :].numpy().copy(),  # a view would keep the prompt's logits, too
+        {
+            f"kv_{name}": slices[0, :, : prompt - 1].numpy()
+            for name, slices in zip(kv_names(config), new, strict=True)
+        },
+    )
 
 
-def _chained(chain: GraphDecoder, module: Decoder, ids: Sequence[int], prompt: int) -> Iterator[np.ndarray]:
+def _chained(chain: GraphDecoder, reference: _Reference) -> Iterator[np.ndarray]:
     """The same logits [vocab] from the graph: the prompt in chunks, then the text token by token."""
-    yield chain.prefill(PromptRows([TokenRun(tuple(ids[:prompt]))], CheckpointTable(module), _no_tile))
-    for token in ids[prompt:]:
+    prompt = TokenRun(tuple(reference.ids[: reference.prompt_tokens]))
+    yield chain.prefill(PromptRows([prompt], _Rows(reference.rows), _no_tile))
+    for token in reference.ids[reference.prompt_tokens :]:
         yield chain.step(token)
 
 
-class CheckpointTable(EmbeddingTable):
-    """The token table as the checkpoint has it, so that parity measures the graph alone."""
+class _Rows(EmbeddingTable):
+    """The rows of the checkpoint's token table that a passage needs: parity measures the graph alone."""
 
-    def __init__(self, module: Decoder) -> None:
-        self.columns = module.config.hidden_size
-        self._table = module.embed_tokens.weight
+    def __init__(self, rows: dict[int, np.ndarray]) -> None:
+        self.columns = len(next(iter(rows.values())))
+        self._known = rows
 
     def rows(self, ids: Sequence[int]) -> np.ndarray:
-        return self._table[torch.tensor(ids, dtype=torch.long)].numpy()
+        return np.stack([self._known[i] for i in ids])
 
 
 def _no_tile(run: VisualRun) -> np.ndarray:
     raise AssertionError("the text of parity shows no picture")
 
 
-def decoder_spec(module: Decoder, context_tokens: int, prefill_tokens: int) -> DecoderSpec:
-    """What the runtime's loop needs to feed the graph of `module` in chunks of one size."""
-    config = module.config
+def _spec(config: DecoderConfig, context_tokens: int, prefill_tokens: int) -> DecoderSpec:
+    """What the runtime's loop needs to feed the graph in chunks of one size."""
     return DecoderSpec(
         layers=config.num_hidden_layers,
         kv_heads=config.num_key_value_heads,
