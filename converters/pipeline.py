@@ -35,7 +35,7 @@ def tool_versions() -> dict[str, str]:
     found = {}
     for name in TOOLS:
         try:
-            found[name] = importlib.metadata.version(name)
+            found[name] = importlib.metadata.version(name).partition("+")[0]  # "+cpu" names a build
         except importlib.metadata.PackageNotFoundError:  # this project itself, run from its source
             continue
     return found
