@@ -9,10 +9,16 @@ from torch import nn
 
 from converters import block_offsets, decoder, vision, vrc
 from converters.lowering import Traced, lower
+from converters.samples import CALIBRATION, passages
+from converters.smoothing import smooth
 from hypervl.checkpoint import Checkpoint
 from hypervl.decoder import Decoder
 from hypervl.vision import VisionBranch
 from hypervl.vrc import VRC
+
+# Of the calibration text, for smoothing: all of it, in pieces that keep attention small.
+_PASSAGES = 8
+_PASSAGE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class ExportOptions:
     prefill_tokens: tuple[int, ...]  # ascending; one signature `prefill_<n>` each
     context_tokens: int  # slots of the KV cache
     block_offsets: str = ""  # layers to split before the export (`Recipe.block_offsets`)
+    smoothed: bool = False  # activations of a decoder are evened out before the export (`Recipe.smoothed`)
 
 
 def export_component(name: str, checkpoint: Checkpoint, options: ExportOptions, out_path: Path) -> None:
@@ -33,6 +40,9 @@ def export_component(name: str, checkpoint: Checkpoint, options: ExportOptions, 
     lowered.
     """
     module = checkpoint.load_component(name).requires_grad_(False)
+    if options.smoothed:
+        assert isinstance(module, Decoder)
+        smooth(module, passages(CALIBRATION, checkpoint, _PASSAGES, _PASSAGE_TOKENS))
     if options.block_offsets:
         block_offsets.apply(module, options.block_offsets)
     lower(_signatures(module, options), out_path)

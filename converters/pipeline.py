@@ -68,7 +68,11 @@ def stages_of(plan: Plan, checkpoint: Path, known: dict[str, Any]) -> list[Stage
         float_graph, graph = f"work/{component}.fp32.tflite", f"bundle/{component}.tflite"
         about = {"component": component, "shapes": shapes}
         recipe = {"recipe": asdict(plan.recipes[component])}
-        exported = {**source, **about, "block_offsets": plan.recipes[component].block_offsets}
+        before = {
+            "block_offsets": plan.recipes[component].block_offsets,
+            "smoothed": plan.recipes[component].smoothed,
+        }
+        exported = {**source, **about, **before}
         export_stage = Stage(
             f"export {component}", f"{__name__}:export", exported, where, {"graph": float_graph}
         )
@@ -229,6 +233,7 @@ def _export_options(options: dict[str, Any]) -> ExportOptions:
         tuple(shapes["prefill_tokens"]),
         shapes["context_tokens"],
         options.get("block_offsets", ""),
+        options.get("smoothed", False),
     )
 
 

@@ -75,6 +75,8 @@ class Recipe:
     # Layers (a regular expression, searched in their names) that are split before the export into a 4-bit
     # grid and offsets (`converters.block_offsets`); "" for none.
     block_offsets: str = ""
+    # Whether a decoder's activations are evened out before the export (`converters.smoothing`).
+    smoothed: bool = False
 
     @property
     def needs_calibration(self) -> bool:
@@ -118,7 +120,9 @@ def _recipe(component: str, name: str) -> Recipe:
 
 
 def _recipes(
-    **fields: tuple[tuple[Rule, ...], Limits] | tuple[tuple[Rule, ...], Limits, str],
+    **fields: tuple[tuple[Rule, ...], Limits]
+    | tuple[tuple[Rule, ...], Limits, str]
+    | tuple[tuple[Rule, ...], Limits, str, bool],
 ) -> Mapping[str, Recipe]:
     names = {name: name.replace("_", "-") for name in fields}
     return {names[name]: Recipe(names[name], *given) for name, given in fields.items()}
@@ -159,7 +163,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     DECODER: _recipes(
         fp32=((), Limits(0.99999, 80, kl_divergence=1e-6, top1_agreement=0.98)),
         fp16=(_FP16, Limits(0.9999, 40, kl_divergence=1e-4, top1_agreement=0.95)),
-        int8=(_INT8, Limits(0.98, 15, kl_divergence=0.1, top1_agreement=0.75)),
+        int8=(_INT8, Limits(0.98, 15, kl_divergence=0.1, top1_agreement=0.75), "", True),
         int4=(
             (Rule("int4", granularity="block_32", method="recover"), Rule("int8", r"lm_head|\.offsets")),
             Limits(0.8, 4, kl_divergence=0.6),
