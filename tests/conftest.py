@@ -27,12 +27,8 @@ from rpi_runtime.session import Session
 from rpi_runtime.tiling import cut, tile_picture
 
 ROOT = Path(__file__).resolve().parent.parent
-torch.set_num_threads(2)
-TILE_SIDES = (192, 64)
-
-torch.set_num_threads(
-    1
-)  # for models this small a second thread costs more than the work  # px, of `nano_bundle`
+TILE_SIDES = (192, 64)  # px, of `nano_bundle`
+torch.set_num_threads(1)  # for models this small a second thread costs more than the work
 
 
 @pytest.fixture(scope="session")

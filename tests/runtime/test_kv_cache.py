@@ -32,6 +32,13 @@ def graph(nano_bundle: Path, request: pytest.FixtureRequest) -> Iterator[Graph]:
     graph.close()
 
 
+def cache_with_reader(graph: Graph, spec: DecoderSpec) -> KVCache:
+    """A cache that a runner reads: on the Interpreter the values lie in the runners alone."""
+    kv = KVCache(graph, spec)
+    graph.runner("decode", kv.shared)
+    return kv
+
+
 def slices(spec: DecoderSpec, tokens: int, seed: int) -> dict[str, Array]:
     """New keys and values as a call of the graph returns them."""
     random = np.random.default_rng(seed)
@@ -54,8 +61,7 @@ steps = st.lists(
 def test_what_is_held_is_what_was_written_last_at_each_position(
     graph: Graph, spec: DecoderSpec, steps: list[tuple[int, int] | int]
 ) -> None:
-    kv = KVCache(graph, spec)
-    graph.runner("decode", kv.shared)  # on the Interpreter nobody holds the values before
+    kv = cache_with_reader(graph, spec)
     expected = {
         f"{p}_{i}": np.zeros((spec.kv_heads, 0, spec.head_dim)) for p in "kv" for i in range(spec.layers)
     }
@@ -82,7 +88,7 @@ def test_what_is_held_is_what_was_written_last_at_each_position(
 def test_more_positions_than_slots_are_refused_before_anything_is_written(
     graph: Graph, spec: DecoderSpec
 ) -> None:
-    kv = KVCache(graph, spec)
+    kv = cache_with_reader(graph, spec)
     kv.append(slices(spec, spec.context_tokens, 0), range(spec.context_tokens))
     before = kv.shared.read("kv_k_0")
     with pytest.raises(ValueError, match=f"{spec.context_tokens + 1} positions do not fit"):
@@ -92,7 +98,7 @@ def test_more_positions_than_slots_are_refused_before_anything_is_written(
 
 
 def test_an_append_that_fails_halfway_does_not_count(graph: Graph, spec: DecoderSpec) -> None:
-    kv = KVCache(graph, spec)
+    kv = cache_with_reader(graph, spec)
     kv.append(slices(spec, 3, 0), [1, 2, 3])
     halfway = slices(spec, 2, 1)
     del halfway[f"v_{spec.layers - 1}"]
