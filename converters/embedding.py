@@ -53,9 +53,9 @@ def write_embedding(checkpoint: Checkpoint, dtype: str, out_path: Path) -> Embed
 
 def quantise_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scales [n] float32 and rows [n, d] int8 with `rows ~ scales[:, None] * int8`, off by half a scale at
-    most; a row of zeros has scale 1."""
-    largest = np.abs(rows).max(axis=1)
-    scales = np.where(largest > 0, largest / _LARGEST_INT8, 1).astype(np.float32)
+    most; a row of zeros, or of nothing but subnormal numbers, becomes zeros with scale 1."""
+    scales = (np.abs(rows).max(axis=1) / _LARGEST_INT8).astype(np.float32)
+    scales[scales < np.finfo(np.float32).tiny] = 1
     quantised = np.clip(np.rint(rows / scales[:, None]), -_LARGEST_INT8, _LARGEST_INT8)
     return scales, quantised.astype(np.int8)
 

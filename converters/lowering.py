@@ -11,7 +11,9 @@ from which a recipe could not tell `k_proj` from `q_proj`.
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,22 @@ from torch import Tensor, nn
 from converters.silence import silence
 from rpi_runtime.errors import EdgeError
 
-with silence():
+
+@contextmanager
+def _own_recursion_limit() -> Iterator[None]:
+    """Gives the process its recursion limit back: the converter raises it to 100,000 for good, and with that
+    a deeply nested JSON file ends in a crash instead of a RecursionError."""
+    before = sys.getrecursionlimit()
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+with silence(), _own_recursion_limit():
     import litert_torch
     from litert_converter.mlir import ir
+    from litert_converter.tools import model_utils
     from litert_torch import fx_infra
     from litert_torch._convert import core, litert_converter, signature
     from litert_torch.backend import lowerings
@@ -50,7 +65,8 @@ def lower(signatures: Sequence[Traced], out_path: Path) -> None:
         _check_distinct(s.sample)
     wanted = [signature.Signature(s.name, s.module.eval(), (), s.sample) for s in signatures]
     try:
-        with torch.no_grad(), silence():
+        with torch.no_grad(), silence(), _own_recursion_limit():
+            sys.setrecursionlimit(model_utils.RECURSION_LIMIT)
             exporter = litert_converter.exported_programs_to_flatbuffer(
                 _Programs(wanted), wanted, lightweight_conversion=True
             )

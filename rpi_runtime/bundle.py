@@ -44,7 +44,8 @@ class Bundle:
         """The bundle in folder `path`.
 
         With `verify`, sizes, hashes and graph structures are checked unless they were on this machine
-        since the files last changed. Without it only the manifest is. Raises `BundleError`.
+        since the files last changed. Without it only the manifest is, and that its paths stay inside.
+        Raises `BundleError`.
         """
         folder = Path(path)
         _need_bundle_folder(folder)
@@ -52,8 +53,10 @@ class Bundle:
         bundle = cls(folder, from_json(text))
         for problem in _contradictions(bundle.manifest):
             raise BundleError(f"{MANIFEST_FILE}: {problem}", _AGAIN)
-        files = [bundle.file(f) for f in bundle.manifest.files()]
+        for entry in bundle.manifest.files():
+            _need_inside(entry.path)
         if verify:
+            files = [bundle.file(f) for f in bundle.manifest.files()]
             mark = verified.stamp(text.encode("utf-8", "surrogatepass"), files)
             if not verified.is_remembered(folder, mark):
                 for found in bundle.problems():
@@ -122,14 +125,19 @@ def _read_manifest(folder: Path) -> str:
         raise BundleError(f"{path}: cannot be read: {error.strerror}", _AGAIN) from None
 
 
-def _inside(folder: Path, relative: str) -> Path:
-    """`folder / relative`, refused when it is not a plain file inside `folder`, symbolic links followed."""
+def _need_inside(relative: str) -> None:
+    """Raises `BundleError` for a path that leaves its folder by its very words."""
     parts = PurePosixPath(relative).parts
     # Backslash and colon would mean folders and drives to another system that reads the same bundle.
     if not parts or parts[0] == "/" or ".." in parts or set(relative) & set("\\:\0"):
         raise BundleError(
             f"path {relative!r} leaves the bundle", "Do not use this bundle: it was tampered with."
         )
+
+
+def _inside(folder: Path, relative: str) -> Path:
+    """`folder / relative`, refused when it is not a plain file inside `folder`, symbolic links followed."""
+    _need_inside(relative)
     path = folder / relative
     try:
         real = path.resolve(strict=True)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,28 @@ def test_an_operator_without_a_tflite_form_is_one_clear_error(tmp_path: Path) ->
     assert "svd.tflite" in raised.value.message
     assert "aten" in raised.value.message
     assert raised.value.remedy
+
+
+def test_lowering_leaves_the_recursion_limit_as_it_was(tmp_path: Path) -> None:
+    """The converter's library wants 100,000, with which deeply nested JSON would crash the process."""
+    script = """
+        import sys
+        before = sys.getrecursionlimit()
+        from converters.lowering import Component, Traced, lower
+        assert sys.getrecursionlimit() == before, "by the import"
+        import torch
+        class Double(Component):
+            def forward(self, a): return {"double": a + a}
+        lower([Traced("double", Double(torch.nn.Identity()), {"a": torch.rand(1, 3)})], sys.argv[1])
+        assert sys.getrecursionlimit() == before, "by lowering"
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), tmp_path / "double.tflite"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_one_tensor_cannot_stand_for_two_inputs(tmp_path: Path) -> None:
