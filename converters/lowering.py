@@ -44,6 +44,8 @@ with silence(), _own_recursion_limit():
     from litert_torch._convert import core, litert_converter, signature
     from litert_torch.backend import lowerings
 
+    from converters.graph_writer import write_graph
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -58,8 +60,8 @@ def lower(signatures: Sequence[Traced], out_path: Path) -> None:
     """Writes `signatures` as one .tflite file; raises `EdgeError` when an operator has no TFLite form.
 
     This is `litert_torch.Converter.convert(lightweight_conversion=True)`, which hands weights over lazily,
-    but for one thing: that keeps the traced programs of all signatures, some 10 MB a layer each, to the end
-    (`_Programs`).
+    but for two things: that keeps the traced programs of all signatures, some 10 MB a layer each, to the end
+    (`_Programs`), and builds the file in memory (`graph_writer`).
     """
     for s in signatures:
         _check_distinct(s.sample)
@@ -70,7 +72,7 @@ def lower(signatures: Sequence[Traced], out_path: Path) -> None:
             exporter = litert_converter.exported_programs_to_flatbuffer(
                 _Programs(wanted), wanted, lightweight_conversion=True
             )
-            exporter.to_file(str(out_path))
+            write_graph(getattr(exporter.module, "operation", exporter.module), out_path)
     except (MemoryError, OSError):
         raise
     except Exception as error:

@@ -29,7 +29,7 @@ _SMALLEST = 1e-5  # what a channel that is always zero counts as
 
 @torch.no_grad()
 def smooth(decoder: Decoder, passages: Sequence[Sequence[int]]) -> None:
-    """Folds factors into `decoder`, whose parameters are replaced and not written to.
+    """Folds factors into the parameters of `decoder`, in place.
 
     `passages` are token ids of text to measure the channels on. A tied head keeps its table: the decoder then
     takes embeddings that are not its `embed_tokens`, as the exported graph does.
@@ -51,21 +51,22 @@ def _fold(largest: Tensor, maker: nn.Module, readers: Sequence[nn.Module]) -> No
 
     `maker` is a norm with one weight per channel, or a linear layer with one row per channel.
     """
-    columns = torch.stack([_weight(r).abs().amax(0) for r in readers]).amax(0)
+    columns = torch.stack([_largest_magnitudes(_weight(r)) for r in readers]).amax(0)
     wanted = largest.clamp(min=_SMALLEST) ** STRENGTH / columns.clamp(min=_SMALLEST) ** (1 - STRENGTH)
     factors = torch.exp2(torch.round(torch.log2(wanted / wanted.log().mean().exp())))
     made = _weight(maker)
-    _replace(maker, made / (factors[:, None] if made.dim() == 2 else factors))
+    made.div_(factors[:, None] if made.dim() == 2 else factors)
     for reader in readers:
-        _replace(reader, _weight(reader) * factors)
+        _weight(reader).mul_(factors)
 
 
 def _weight(module: nn.Module) -> Tensor:
     return module.get_parameter("weight")
 
 
-def _replace(module: nn.Module, weight: Tensor) -> None:
-    module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+def _largest_magnitudes(weight: Tensor) -> Tensor:
+    """Of each column; `abs` would copy what may be a gigabyte."""
+    return torch.maximum(weight.amax(0), -weight.amin(0))
 
 
 def _largest_inputs(decoder: Decoder, passages: Sequence[Sequence[int]]) -> dict[str, Tensor]:

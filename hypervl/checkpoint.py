@@ -73,9 +73,8 @@ class Checkpoint:
         """One tensor in float32 (counters stay integers). Stored as float32 it is mapped and not copied."""
         if name not in self.tensors:
             raise nearest(name, self.tensors, "tensor")
-        copied = self.tensors[name].dtype in (torch.float16, torch.bfloat16)
-        tensor = self.tensor_files.tensor(name, keep=not copied)
-        return tensor.to(torch.float32) if copied else tensor
+        tensor = self.tensor_files.tensor(name)
+        return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
     def load(self, prefix: str) -> dict[str, Tensor]:
         """State dict of all tensors that begin with `prefix`, which is taken off their names."""
@@ -110,7 +109,7 @@ class Checkpoint:
         wrong = []
         for name in self.tensors:
             if name.startswith(prefix):
-                if not all_finite(self.tensor_files.tensor(name, keep=False)):
+                if not all_finite(self.tensor_files.tensor(name)):
                     wrong.append(name)
                 if on_tensor is not None:
                     on_tensor(name)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hypervl.safetensors_header import INDEX_FILE, SINGLE_FILE, read_headers
@@ -31,6 +31,7 @@ class Stored:
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
+    offset_bytes: int  # from the beginning of the file
 
     @property
     def bytes(self) -> int:
@@ -43,7 +44,6 @@ class TensorFiles:
     def __init__(self, files: tuple[Path, ...], tensors: Mapping[str, Stored]) -> None:
         self.files = files
         self.tensors = tensors
-        self._opened: dict[Path, Any] = {}
 
     @classmethod
     def open(cls, path: Path) -> TensorFiles:
@@ -52,24 +52,27 @@ class TensorFiles:
         Raises `CheckpointError` for a file that is missing, cut or damaged, or of an unknown dtype.
         """
         files, entries = read_headers(path)
-        tensors = {n: Stored(e.file, DTYPES[e.dtype], e.shape) for n, e in entries.items()}
+        tensors = {n: Stored(e.file, DTYPES[e.dtype], e.shape, e.offset_bytes) for n, e in entries.items()}
         return cls(files, tensors)
 
-    def tensor(self, name: str, *, keep: bool = True) -> Tensor:
-        """The tensor as it is stored: a private mapping of the file, not a copy.
+    def tensor(self, name: str) -> Tensor:
+        """The tensor as it is stored: a private mapping of its part of the file.
 
-        What was read of a mapping counts as memory of this process until the mapping ends. The one that all
-        tensors share with `keep` ends with this object; without, each tensor has its own, which ends with it.
+        What was read of it counts as memory of this process and is given back with the tensor. Writing to it
+        changes neither the file nor what a second call returns. The safetensors library maps whole files,
+        of which nothing is given back before the last tensor.
         """
-        file = self.tensors[name].file
+        held = self.tensors[name]
+        if not held.bytes:
+            return torch.empty(held.shape, dtype=held.dtype)
         try:
-            opened = (self._opened.get(file) if keep else None) or safe_open(file, framework="pt")
-            if keep:
-                self._opened[file] = opened
-            found: Tensor = opened.get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError(f"{file}: {error}", "Copy or download the file again.") from None
-        return found
+            raw = np.memmap(held.file, np.uint8, "c", held.offset_bytes, (held.bytes,))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{held.file}: {error}", "Copy or download the file again.") from None
+        mapped = torch.from_numpy(raw)
+        if raw.ctypes.data % held.dtype.itemsize:  # a foreign file may put a tensor anywhere
+            mapped = mapped.clone()
+        return mapped.view(held.dtype).reshape(held.shape)
 
 
 def write_tensors(

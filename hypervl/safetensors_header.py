@@ -27,6 +27,7 @@ class Entry:
     file: Path
     dtype: str  # a key of ITEM_BYTES
     shape: tuple[int, ...]
+    offset_bytes: int  # from the beginning of the file
 
     @property
     def numbers(self) -> int:
@@ -119,7 +120,7 @@ def _read_header(file: Path) -> dict[str, Entry]:
             raise CheckpointError(
                 f"{file}: tensor {name!r} is stored as {dtype}", "Save it as float32, float16 or bfloat16."
             )
-        found[name] = Entry(file, dtype, shape)
+        found[name] = Entry(file, dtype, shape, 8 + length + begin)
         if end - begin != found[name].bytes:
             raise CheckpointError(
                 f"{file}: tensor {name!r} has {end - begin:,} bytes, shape {list(shape)} needs "

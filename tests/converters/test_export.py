@@ -209,14 +209,14 @@ def test_an_operator_without_a_tflite_form_is_one_clear_error(tmp_path: Path) ->
 def test_lowering_leaves_the_recursion_limit_as_it_was(tmp_path: Path) -> None:
     """The converter's library wants 100,000, with which deeply nested JSON would crash the process."""
     script = """
-        import sys
+        import pathlib, sys
         before = sys.getrecursionlimit()
         from converters.lowering import Component, Traced, lower
         assert sys.getrecursionlimit() == before, "by the import"
         import torch
         class Double(Component):
             def forward(self, a): return {"double": a + a}
-        lower([Traced("double", Double(torch.nn.Identity()), {"a": torch.rand(1, 3)})], sys.argv[1])
+        lower([Traced("double", Double(torch.nn.Identity()), {"a": torch.rand(1, 3)})], pathlib.Path(sys.argv[1]))
         assert sys.getrecursionlimit() == before, "by lowering"
     """
     done = subprocess.run(

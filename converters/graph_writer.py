@@ -1,0 +1,94 @@
+"""Writes a lowered module as a .tflite file: a small flatbuffer, and the weights behind it, one at a time.
+
+The converter's own writer builds the file in memory, twice while its buffer grows: with the module's weights
+that is three times their size, until at 2 GB it begins to do what is done here for every file. The large
+constants leave the module first, and an operator without inputs stands in for each; the flatbuffer is then
+some kilobytes. Its `Buffer` tables say by offset and size where in the file each weight lies
+(`Buffer.offset` of the TFLite schema).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+from litert_converter import converter_api_ext
+from litert_converter.mlir import ir
+
+_STAND_IN = "a weight behind the flatbuffer"
+_ALIGNMENT_BYTES = 64  # kernels that read a weight where it is mapped want at least 16
+
+
+def write_graph(module: ir.Operation, path: Path) -> None:
+    """Writes `module`, all in TFLite operators, to `path`; it loses its large constants."""
+    weights = _take_out(module)
+    content = converter_api_ext.export_flatbuffer_to_bytes(module)
+    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    buffers = _put_buffers(model, len(weights))
+    head = flatbuffer_utils.convert_object_to_bytearray(model)
+    tables = schema.Model.GetRootAs(head)
+    with path.open("wb") as file:
+        file.write(head)
+        for buffer, weight in zip(buffers, weights, strict=True):
+            file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
+            values = converter_api_ext.dense_resource_elements_attr_to_numpy(weight)  # a copy
+            flatbuffer_utils.update_packed_buffer(tables.Buffers(buffer), file.tell(), values.nbytes)
+            file.write(values.reshape(-1).view("u1").data)
+        file.seek(0)
+        file.write(head)
+
+
+def _take_out(module: ir.Operation) -> list[ir.Attribute]:
+    """The distinct large constants; stand-ins with their numbers take their places in `module`."""
+    constants = []
+
+    def look(operation: ir.Operation) -> ir.WalkResult:
+        if "value" in operation.attributes and _is_large(operation.attributes["value"]):
+            constants.append(operation)
+        return ir.WalkResult.ADVANCE
+
+    module.walk(look)
+    numbers: dict[ir.Attribute, int] = {}
+    for constant in constants:
+        number = numbers.setdefault(constant.attributes["value"], len(numbers))
+        with module.context, constant.location, ir.InsertionPoint(constant):
+            stand_in = ir.Operation.create(
+                "tfl.custom",
+                results=[constant.results[0].type],
+                attributes={
+                    "custom_code": ir.StringAttr.get(_STAND_IN),
+                    "custom_option": ir.Attribute.parse(f'#tfl<const_bytes : "0x{number:08X}">'),
+                },
+            )
+        constant.results[0].replace_all_uses_with(stand_in.results[0])
+        constant.erase()
+    return list(numbers)
+
+
+def _is_large(value: ir.Attribute) -> bool:
+    # The bindings have no class to ask for; small constants do, and would print all their numbers.
+    return not isinstance(value, ir.DenseElementsAttr) and str(value).startswith("dense_resource<")
+
+
+def _put_buffers(model: Any, count: int) -> range:
+    """Replaces the stand-ins in `model` (schema.ModelT) by references to `count` new buffers: their indices."""
+    code = next((i for i, c in enumerate(model.operatorCodes) if c.customCode == _STAND_IN.encode()), None)
+    buffers = range(len(model.buffers), len(model.buffers) + count)
+    for _ in buffers:
+        buffer = schema.BufferT()
+        buffer.offset = buffer.size = 1  # room for the real ones
+        model.buffers.append(buffer)
+    if code is None:
+        return buffers
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if operator.opcodeIndex == code:
+                number = int.from_bytes(bytes(operator.customOptions), "big")
+                graph.tensors[operator.outputs[0]].buffer = buffers[number]
+        graph.operators = [o for o in graph.operators if o.opcodeIndex != code]
+        for operator in graph.operators:
+            operator.opcodeIndex -= operator.opcodeIndex > code
+    del model.operatorCodes[code]
+    return buffers
