@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+# Processes that share the tests.
+JOBS ?= 2
 
 .PHONY: demo test lint fast clean
 
@@ -10,11 +12,11 @@ demo: $(STAMP)
 	@$(BIN)/python scripts/demo.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 # Without real weights, emulation and long tests.
 fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not weights and not emulation and not slow"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not weights and not emulation and not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.perplexity import ASKED_TOKENS, Quality, Reference
+from converters.calibration import calibration
 from converters.export import ExportOptions, export_component
 from converters.quantize import bits_per_weight, quantize_component
 from converters.recipes import RECIPES, Limits, Recipe, Rule
@@ -40,9 +41,11 @@ def _tried(name: str, *rules: Rule) -> Recipe:
 
 OURS = tuple(RECIPES[DECODER][name] for name in ("fp16", "int8", "int4", "int4-small"))
 PLAIN = (
+    _tried("int8, not smoothed", Rule("int8")),
     _tried("int4 block 32", _BLOCK),
     _tried("int4 block 32, head int8", _BLOCK, _HEAD),
     _tried("the same, OCTAV", Rule("int4", granularity="block_32", method="octav"), _HEAD),
+    _tried("the same, GPTQ", Rule("int4", granularity="block_32", method="gptq"), _HEAD),
     _tried("head, value and output int8", _BLOCK, Rule("int8", r"lm_head|\.(v|o)_proj")),
     _tried("head and down int8", _BLOCK, Rule("int8", r"lm_head|\.down_proj")),
     _tried("int4 per channel", Rule("int4")),
@@ -70,14 +73,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _graph(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
-    """The quantised graph of `recipe`, from a float32 one that recipes with the same block offsets share."""
-    options = ExportOptions((), (PREFILL_TOKENS,), ASKED_TOKENS, recipe.block_offsets)
+    """The quantised graph of `recipe`, from a float32 one that recipes with the same preparation share."""
+    options = ExportOptions((), (PREFILL_TOKENS,), ASKED_TOKENS, recipe.block_offsets, recipe.smoothed)
     slug = "".join(c if c.isalnum() else "-" for c in recipe.block_offsets) or "plain"
+    slug += "-smoothed" * recipe.smoothed
     exported, graph = folder / f"{slug}.fp32.tflite", folder / f"{recipe.name.replace(' ', '-')}.tflite"
     if not exported.is_file():
         export_component(DECODER, checkpoint, options, exported)
     if not graph.is_file():
-        quantize_component(exported, recipe, graph)
+        samples = calibration(DECODER, checkpoint, options) if recipe.needs_calibration else None
+        quantize_component(exported, recipe, graph, samples)
     return graph
 
 

@@ -73,7 +73,7 @@ def _is_large(value: ir.Attribute) -> bool:
 
 
 def _put_buffers(model: Any, count: int) -> range:
-    """Replaces the stand-ins in `model` (schema.ModelT) by references to `count` new buffers: their indices."""
+    """Has the stand-ins in `model` (schema.ModelT) replaced by references to new buffers; their indices."""
     code = next((i for i, c in enumerate(model.operatorCodes) if c.customCode == _STAND_IN.encode()), None)
     buffers = range(len(model.buffers), len(model.buffers) + count)
     for _ in buffers:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from converters.convert import convert
@@ -31,12 +34,35 @@ TILE_SIDES = (192, 64)  # px, of `nano_bundle`
 torch.set_num_threads(1)  # for models this small a second thread costs more than the work
 
 
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def nano_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """`make_once(name, make)` gives the folder that `make(folder)` fills, once for all of pytest's
+    processes."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = root / "shared" / name, root / "shared" / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def nano_checkpoint(make_once: MakeOnce) -> Path:
     """The preset nano with random weights."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "nano"
-    assemble(folder, Sources(preset="nano"))
-    return folder
+    return make_once("nano", lambda folder: assemble(folder / "nano", Sources(preset="nano"))) / "nano"
 
 
 @pytest.fixture(scope="session")
@@ -59,11 +85,10 @@ def smollm2_folder(fetch_weights: ModuleType) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smollm2_checkpoint(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smollm2_checkpoint(smollm2_folder: Path, make_once: MakeOnce) -> Path:
     """SmolLM2 behind nano's random vision."""
-    folder = tmp_path_factory.mktemp("checkpoints") / "smollm2"
-    assemble(folder, Sources(decoder=smollm2_folder))
-    return folder
+    sources = Sources(decoder=smollm2_folder)
+    return make_once("smollm2", lambda folder: assemble(folder / "smollm2", sources)) / "smollm2"
 
 
 @pytest.fixture(scope="session")
@@ -89,24 +114,26 @@ def wide_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def routing_checkpoint(nano_checkpoint: Path, photo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def routing_checkpoint(nano_checkpoint: Path, photo: Path, make_once: MakeOnce) -> Path:
     """nano with a VRC that is undecided on average over the photo's tiles, so that it treats them
     differently.
 
     Random weights give nearly the same logits for every tile.
     """
-    checkpoint = Checkpoint.open(nano_checkpoint)
-    model = checkpoint.load_model()
-    spec = vision_spec(model.config, TILE_SIDES)
-    picture = open_image(photo)
-    grid = tile_picture(picture, spec)
-    views = np.concatenate([cut(picture, tile, spec.vrc_side) for tile in grid.tiles])
-    with torch.no_grad():
-        logits = model.vrc(torch.from_numpy(views))
-        model.vrc.linear_2.bias -= logits.mean(dim=0)
-    folder = tmp_path_factory.mktemp("checkpoints") / "routing"
-    save(model, folder, checkpoint.text_files)
-    return folder
+
+    def make(folder: Path) -> None:
+        checkpoint = Checkpoint.open(nano_checkpoint)
+        model = checkpoint.load_model()
+        spec = vision_spec(model.config, TILE_SIDES)
+        picture = open_image(photo)
+        grid = tile_picture(picture, spec)
+        views = np.concatenate([cut(picture, tile, spec.vrc_side) for tile in grid.tiles])
+        with torch.no_grad():
+            logits = model.vrc(torch.from_numpy(views))
+            model.vrc.linear_2.bias -= logits.mean(dim=0)
+        save(model, folder / "routing", checkpoint.text_files)
+
+    return make_once("routing", make) / "routing"
 
 
 @pytest.fixture(scope="session")
@@ -115,21 +142,23 @@ def routing_model(routing_checkpoint: Path) -> HyperVL:
 
 
 @pytest.fixture(scope="session")
-def nano_bundle(routing_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nano_bundle(routing_checkpoint: Path, make_once: MakeOnce) -> Path:
     """The bundle of `routing_checkpoint`: fp32, context 512, prefill in chunks of 8 and 32."""
-    bundle = tmp_path_factory.mktemp("bundles") / "nano"
-    convert(
-        ConvertOptions(
-            routing_checkpoint,
-            bundle,
-            recipe="fp32",
-            tile_sides=TILE_SIDES,
-            prefill_tokens=(8, 32),
-            context_tokens=512,
-            embedding="fp16",
+
+    def make(folder: Path) -> None:
+        convert(
+            ConvertOptions(
+                routing_checkpoint,
+                folder / "nano",
+                recipe="fp32",
+                tile_sides=TILE_SIDES,
+                prefill_tokens=(8, 32),
+                context_tokens=512,
+                embedding="fp16",
+            )
         )
-    )
-    return bundle
+
+    return make_once("nano-bundle", make) / "nano"
 
 
 @pytest.fixture

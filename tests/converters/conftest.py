@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import pickle
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from converters.export import export_component
 from converters.options import ConvertOptions
 from hypervl.checkpoint import Checkpoint
 from rpi_runtime.manifest import DECODER, VISION_BASE, VRC
+from tests.conftest import MakeOnce
 from tests.converters import tiny
 
 
@@ -40,13 +42,16 @@ def nano_options(nano_checkpoint: Path) -> ConvertOptions:
 
 
 @pytest.fixture(scope="session")
-def converted(nano_options: ConvertOptions, tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    from dataclasses import replace
+def converted(nano_options: ConvertOptions, make_once: MakeOnce) -> Converted:
+    def make(folder: Path) -> None:
+        (folder / "bundles").mkdir()
+        options = replace(nano_options, bundle=folder / "bundles" / "nano")
+        events: list[Event] = []
+        report = convert(options, events.append)
+        (folder / "converted").write_bytes(pickle.dumps(Converted(options, report, tuple(events))))
 
-    options = replace(nano_options, bundle=tmp_path_factory.mktemp("converted") / "nano")
-    events: list[Event] = []
-    report = convert(options, events.append)
-    return Converted(options, report, tuple(events))
+    made: Converted = pickle.loads((make_once("converted", make) / "converted").read_bytes())
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -216,7 +216,8 @@ def test_lowering_leaves_the_recursion_limit_as_it_was(tmp_path: Path) -> None:
         import torch
         class Double(Component):
             def forward(self, a): return {"double": a + a}
-        lower([Traced("double", Double(torch.nn.Identity()), {"a": torch.rand(1, 3)})], pathlib.Path(sys.argv[1]))
+        double = Traced("double", Double(torch.nn.Identity()), {"a": torch.rand(1, 3)})
+        lower([double], pathlib.Path(sys.argv[1]))
         assert sys.getrecursionlimit() == before, "by lowering"
     """
     done = subprocess.run(
