@@ -9,35 +9,51 @@ some kilobytes. Its `Buffer` tables say by offset and size where in the file eac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 from litert_converter import converter_api_ext
 from litert_converter.mlir import ir
+from torch import Tensor
 
 _STAND_IN = "a weight behind the flatbuffer"
 _ALIGNMENT_BYTES = 64  # kernels that read a weight where it is mapped want at least 16
 
 
-def write_graph(module: ir.Operation, path: Path) -> None:
-    """Writes `module`, all in TFLite operators, to `path`; it loses its large constants."""
+def write_graph(module: ir.Operation, constants: Mapping[ir.Attribute, Tensor], path: Path) -> None:
+    """Writes `module`, all in TFLite operators, to `path`; it loses its large constants.
+
+    `constants` are the tensors that its attributes were made from, as far as they are known: these are
+    written from where they lie, the others are copied.
+    """
     weights = _take_out(module)
     content = converter_api_ext.export_flatbuffer_to_bytes(module)
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    buffers = _put_buffers(model, len(weights))
+    behind: dict[int, Any] = _take_small_ones(model)
+    behind.update(zip(_put_buffers(model, len(weights)), weights, strict=True))
     head = flatbuffer_utils.convert_object_to_bytearray(model)
     tables = schema.Model.GetRootAs(head)
     with path.open("wb") as file:
         file.write(head)
-        for buffer, weight in zip(buffers, weights, strict=True):
+        for buffer, value in behind.items():
             file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
-            values = converter_api_ext.dense_resource_elements_attr_to_numpy(weight)  # a copy
+            values = _values(value, constants) if isinstance(value, ir.Attribute) else value
             flatbuffer_utils.update_packed_buffer(tables.Buffers(buffer), file.tell(), values.nbytes)
             file.write(values.reshape(-1).view("u1").data)
         file.seek(0)
         file.write(head)
+
+
+def _values(constant: ir.Attribute, constants: Mapping[ir.Attribute, Tensor]) -> np.ndarray:
+    tensor = constants.get(constant)
+    if tensor is not None and tensor.is_contiguous():
+        return tensor.numpy()
+    copied: np.ndarray = converter_api_ext.dense_resource_elements_attr_to_numpy(constant)
+    return copied
 
 
 def _take_out(module: ir.Operation) -> list[ir.Attribute]:
@@ -70,6 +86,20 @@ def _take_out(module: ir.Operation) -> list[ir.Attribute]:
 def _is_large(value: ir.Attribute) -> bool:
     # The bindings have no class to ask for; small constants do, and would print all their numbers.
     return not isinstance(value, ir.DenseElementsAttr) and str(value).startswith("dense_resource<")
+
+
+def _take_small_ones(model: Any) -> dict[int, np.ndarray]:
+    """The constants that came with `model` (schema.ModelT), by buffer: Python's flatbuffers would not align
+    them."""
+    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    taken = {}
+    for index in sorted(used):
+        buffer = model.buffers[index]
+        if buffer.data is not None and len(buffer.data):
+            taken[index] = np.frombuffer(buffer.data, np.uint8)
+            buffer.data = None
+            buffer.offset = buffer.size = 1  # room for the real ones
+    return taken
 
 
 def _put_buffers(model: Any, count: int) -> range:

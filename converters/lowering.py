@@ -42,7 +42,7 @@ with silence(), _own_recursion_limit():
     from litert_converter.tools import model_utils
     from litert_torch import fx_infra
     from litert_torch._convert import core, litert_converter, signature
-    from litert_torch.backend import lowerings
+    from litert_torch.backend import inline_consts, lowerings
 
     from converters.graph_writer import write_graph
 
@@ -72,7 +72,7 @@ def lower(signatures: Sequence[Traced], out_path: Path) -> None:
             exporter = litert_converter.exported_programs_to_flatbuffer(
                 _Programs(wanted), wanted, lightweight_conversion=True
             )
-            write_graph(getattr(exporter.module, "operation", exporter.module), out_path)
+            write_graph(getattr(exporter.module, "operation", exporter.module), _constants, out_path)
     except (MemoryError, OSError):
         raise
     except Exception as error:
@@ -81,6 +81,8 @@ def lower(signatures: Sequence[Traced], out_path: Path) -> None:
             f"{out_path.name}: litert-torch {litert_torch.__version__} cannot lower it: {first_line}",
             "Write the module with operators that TFLite has; --debug shows where the converter stopped.",
         ) from error
+    finally:
+        _constants.clear()
 
 
 class _Programs(Sequence[Any]):
@@ -139,9 +141,22 @@ def _lower_linear(context: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | 
         )
 
 
+def _lower_constant(context: Any, tensor: Tensor) -> ir.Value:
+    """As the library does it, and remembers the tensor."""
+    value = inline_consts.tensor_lowering_placeholder_lowering(context, tensor)
+    _constants[value.owner.attributes["value"]] = tensor
+    return value
+
+
+# Each constant of the lowering in progress, and the tensor it was made from. The library knows a constant
+# again by its tensor's address, which must not become that of another one before the end.
+_constants: dict[ir.Attribute, Tensor] = {}
+
+
 def _operation(name: str, result: ir.Type, operands: list[ir.Value], **attributes: ir.Attribute) -> ir.Value:
     return ir.Operation.create(name, results=[result], operands=operands, attributes=attributes).results[0]
 
 
 fx_infra.decomp.remove_pre_lower_decomp(torch.ops.aten.linear)
 lowerings.lower(torch.ops.aten.linear.default)(_lower_linear)
+lowerings.lower(inline_consts.tensor_lowering_placeholder)(_lower_constant)

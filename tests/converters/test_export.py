@@ -206,6 +206,16 @@ def test_an_operator_without_a_tflite_form_is_one_clear_error(tmp_path: Path) ->
     assert raised.value.remedy
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_weights_lie_behind_a_small_flatbuffer(tiny_graphs: dict[str, Path], name: str) -> None:
+    """At addresses that kernels like, in a file that was never in memory as a whole."""
+    held = tflite_file.read(tiny_graphs[name])
+    weights = [b for b in held.buffers if b.bytes > 512]
+    assert len(weights) > 3
+    assert all(b.offset_bytes % 64 == 0 for b in weights)
+    assert all(b.offset_bytes + b.bytes <= tiny_graphs[name].stat().st_size for b in weights)
+
+
 def test_lowering_leaves_the_recursion_limit_as_it_was(tmp_path: Path) -> None:
     """The converter's library wants 100,000, with which deeply nested JSON would crash the process."""
     script = """
