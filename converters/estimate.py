@@ -55,7 +55,7 @@ class _Factor:
 
 _FACTORS = {
     "export": _Factor(900 * _MB, 1.25),
-    "quantize": _Factor(700 * _MB, 1.25),
+    "quantize": _Factor(800 * _MB, 1.25),
     "check": _Factor(800 * _MB, 1.2),
     "embedding": _Factor(400 * _MB, 0.0),
     "text": _Factor(400 * _MB, 0.0),
