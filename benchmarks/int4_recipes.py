@@ -27,6 +27,7 @@ from rpi_runtime.backends.select import open_graph
 from rpi_runtime.bundle import sha256_of
 from rpi_runtime.decoder import Decoder as GraphDecoder
 from rpi_runtime.embedding import EmbeddingTable
+from rpi_runtime.errors import EdgeError
 from rpi_runtime.manifest import DECODER, DecoderSpec
 
 PREFILL_TOKENS = 8
@@ -54,7 +55,7 @@ PLAIN = (
 
 
 def main(argv: Sequence[str]) -> int:
-    if not argv:
+    if not argv or argv[0].startswith("-"):
         print(__doc__)
         return 2
     checkpoint = Checkpoint.open(Path(argv[0]))
@@ -127,4 +128,7 @@ def _row(name: str, bits: float, graph: Path | None, quality: Quality, best: Qua
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except EdgeError as error:
+        sys.exit(f"error: {error}")

@@ -23,6 +23,7 @@ from converters.metrics import Distributions, log_softmax
 from hypervl.checkpoint import Checkpoint
 from hypervl.decoder import Decoder, attention_mask, rope_table
 from rpi_runtime.decoder import Decoder as GraphDecoder
+from rpi_runtime.errors import EdgeError
 from rpi_runtime.manifest import DECODER
 from rpi_runtime.session import Session
 from rpi_runtime.tokenizer import TextCodec
@@ -115,7 +116,7 @@ def graph_logits(decoder: GraphDecoder, ids: Sequence[int]) -> Iterator[np.ndarr
 
 
 def main(argv: Sequence[str]) -> int:
-    if len(argv) < 2:
+    if len(argv) < 2 or argv[0].startswith("-"):
         print(__doc__)
         return 2
     reference = Reference(Checkpoint.open(Path(argv[0])))
@@ -134,4 +135,7 @@ def _print(name: str, quality: Quality) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except EdgeError as error:
+        sys.exit(f"error: {error}")

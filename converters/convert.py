@@ -102,6 +102,8 @@ def _config(checkpoint: Path) -> HyperVLConfig:
         raise CheckpointError(
             f"{checkpoint}: is a bundle, not a checkpoint", "Name the checkpoint that it was converted from."
         )
+    if checkpoint.is_file():
+        raise CheckpointError(f"{checkpoint}: is a file, not a checkpoint folder", "Name the folder.")
     if not checkpoint.is_dir():
         raise CheckpointError(f"{checkpoint}: no such folder", "Build a checkpoint with `toolkit assemble`.")
     return HyperVLConfig.from_dict(read_json(checkpoint / "config.json"))

@@ -46,7 +46,8 @@ def need_convert_extra() -> None:
     absent = [name for name in ("torch", "litert_torch", "ai_edge_quantizer") if find_spec(name) is None]
     if absent:
         raise UsageError(
-            f"not installed: {', '.join(absent)}", "Install it with `pip install 'hypervl-edge[convert]'`."
+            f"not installed: {', '.join(absent)}",
+            "Making bundles needs more than running them: in the project's folder, pip install '.[convert]'.",
         )
 
 

@@ -134,6 +134,9 @@ class HyperVLConfig:
         return config
 
 
+_MOST_LAYERS = 1024  # ten times the deepest published; each takes time before the weights are looked at
+
+
 def check(config: HyperVLConfig) -> None:
     """Raises `CheckpointError` for a shape that no graph could have."""
 
@@ -146,6 +149,8 @@ def check(config: HyperVLConfig) -> None:
             value = getattr(getattr(config, part), f.name)
             if f.type in ("int", "float"):
                 need(value > 0, f"{part}.{f.name} is {value}, and must be above 0")
+        layers = getattr(getattr(config, part), "num_hidden_layers", 0)
+        need(layers <= _MOST_LAYERS, f"{part}.num_hidden_layers is {layers:,}, more than {_MOST_LAYERS}")
     d, t, r = config.decoder, config.tiling, config.vrc
     need(
         all(len(row) == 5 and min(row) > 0 for row in r.stages), "vrc.stages: a row is not 5 numbers above 0"

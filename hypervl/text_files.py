@@ -10,7 +10,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from rpi_runtime.errors import CheckpointError
+from rpi_runtime.chat_template import ChatTemplate
+from rpi_runtime.errors import BundleError, CheckpointError, UsageError
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -71,10 +72,12 @@ class TextFiles:
             template = _template(config.get("chat_template"))
             if template is not None:
                 files[CHAT_TEMPLATE_FILE] = template.encode()
+        chat_template = _decoded(files.get(CHAT_TEMPLATE_FILE), folder / CHAT_TEMPLATE_FILE)
+        _try_template(chat_template, bos, eos, folder / CHAT_TEMPLATE_FILE)
         added = tokenizer.get_added_tokens_decoder()
         return cls(
             files=files,
-            chat_template=_decoded(files.get(CHAT_TEMPLATE_FILE), folder / CHAT_TEMPLATE_FILE),
+            chat_template=chat_template,
             eos_token_ids=_eos_token_ids(files[GENERATION_CONFIG_FILE], folder / GENERATION_CONFIG_FILE),
             bos_token=bos,
             eos_token=eos,
@@ -89,6 +92,8 @@ class TextFiles:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; raises `CheckpointError` when there is none."""
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path.parent}: no such folder", "Check the path.")
     if not path.is_file():
         raise CheckpointError(
             f"{path.parent} has no {path.name}", "Is this the folder? Copy or download the file."
@@ -130,6 +135,20 @@ def _decoded(content: bytes | None, path: Path) -> str | None:
         return None if content is None else content.decode("utf-8")
     except UnicodeDecodeError:
         raise CheckpointError(f"{path} is not UTF-8 text", "Copy or download the file again.") from None
+
+
+def _try_template(source: str | None, bos: str, eos: str, path: Path) -> None:
+    """Raises `CheckpointError` for a chat template that no device could render."""
+    if source is None:
+        return
+    try:
+        ChatTemplate(source, bos, eos).render([{"role": "user", "content": "Hello"}])
+    except BundleError as error:
+        raise CheckpointError(
+            f"{path}: {error.message}", "Correct the template, or copy it again from the model's folder."
+        ) from None
+    except UsageError:
+        pass  # it is sound, and wants another conversation
 
 
 def _eos_token_ids(content: bytes, path: Path) -> tuple[int, ...]:

@@ -26,6 +26,8 @@ from rpi_runtime.routing import Routing
 from rpi_runtime.sampling import Sampling
 from rpi_runtime.tokenizer import TextCodec
 
+_MOST_THREADS = 256  # the native thread pool crashes on some tens of thousands
+
 
 class Session:
     """Answers questions with one bundle. Not safe for several threads, but for `Generation.cancel`.
@@ -51,8 +53,8 @@ class Session:
         user's cache folder, a path keeps them there, False keeps none. `verbose` shows the native logs.
         Raises `BundleError`, `ResourceError` (no runtime fits), `UsageError` (an unknown backend).
         """
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}", "It must be 1 or more.")
+        if threads is not None and not 1 <= threads <= _MOST_THREADS:
+            raise UsageError(f"threads is {threads}", f"It must be from 1 to {_MOST_THREADS}.")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         folder = default_folder() if weight_cache is True else weight_cache or None
         return cls(opened, choose(backend), backend, threads or default_threads(), folder, verbose)

@@ -41,7 +41,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        app()
+        _run()
     except EdgeError as error:
         if debug:
             raise
@@ -64,6 +64,17 @@ def main() -> None:
             raise
         report.error(_describe(error), _REMEDIES.get(error.errno, "Check the path and try again."))
         sys.exit(int(ExitCode.COULD_NOT_CHECK))
+
+
+def _run() -> None:
+    try:
+        app()
+    except SystemExit:
+        # Typer (its Click, wherever a version keeps it) turns a reader that left, as in `| head`, into exit
+        # code 1, which means something else here; its mark is this class.
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            sys.exit(int(ExitCode.FINE))
+        raise
 
 
 _REMEDIES = {

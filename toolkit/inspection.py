@@ -6,6 +6,7 @@ Only headers, the manifest and the structure of graphs are read, never weights, 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ class BundleInspection:
     tile_tokens: dict[int, int]  # tile side in px -> visual tokens
     most_visual_tokens: int  # of one picture: every tile at the full side
     kv_cache_bytes: int  # of a full context
+    problems: tuple[str, ...]  # files that are missing or have another size; their bytes are not read
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,19 @@ def _bundle(path: Path) -> BundleInspection:
         tile_tokens={side: vision.tokens(side) for side in vision.tile_sides} if vision else {},
         most_visual_tokens=most,
         kv_cache_bytes=decoder.kv_bytes_per_token * decoder.context_tokens if decoder else 0,
+        problems=tuple(_problems(path, manifest)),
     )
+
+
+def _problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    for file in manifest.files():
+        try:
+            held = (folder / file.path).stat().st_size
+        except OSError as error:
+            yield f"{file.path}: {error.strerror}"
+        else:
+            if held != file.bytes:
+                yield f"{file.path} has {held:,} bytes instead of {file.bytes:,}"
 
 
 def _graph(path: Path) -> GraphInspection:

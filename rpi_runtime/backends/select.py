@@ -121,6 +121,11 @@ def _interpreter(packages: tuple[str, ...], reason: str) -> BackendChoice:
         return BackendChoice(INTERPRETER, package, version, reason)
     if unusable:
         raise unusable[0]
+    if len(packages) == 1:
+        raise ResourceError(
+            f"{packages[0]} is not installed",
+            f"Install it (pip install {packages[0]}), or use --backend auto.",
+        )
     raise ResourceError(
         f"no TFLite runtime is installed ({', '.join(packages)})",
         "Install one: pip install ai-edge-litert, or tflite-runtime 'numpy<2' on a 32-bit system.",

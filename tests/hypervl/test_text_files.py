@@ -104,6 +104,24 @@ def test_a_template_that_is_no_text_is_named(folder: Path) -> None:
 
 
 @pytest.mark.weights
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{% for m in messages %}{{ m.content", "does not compile"),
+        ("{{ messages[0].content / 2 }}", "failed"),
+    ],
+)
+def test_a_broken_template_is_refused_before_any_work(folder: Path, template: str, why: str) -> None:
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(CheckpointError, match=rf"chat_template\.jinja: the chat template {why}"):
+        TextFiles.read(folder)
+
+
+def test_a_template_may_want_another_conversation(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('a system message is needed') }}")
+    assert TextFiles.read(folder).chat_template
+
+
 def test_qwen3_s_own_files(qwen3_tokenizer_folder: Path) -> None:
     found = TextFiles.read(qwen3_tokenizer_folder)
     theirs = AutoTokenizer.from_pretrained(qwen3_tokenizer_folder)

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from hypervl.checkpoint import Checkpoint
-from rpi_runtime.errors import BundleError, CheckpointError, EdgeError, UsageError
+from rpi_runtime.errors import BundleError, CheckFailed, CheckpointError, EdgeError, UsageError
 from rpi_runtime.manifest import MANIFEST_FILE, Manifest, Signature, Tensor, to_json
 from tests.runtime import tiny_bundle
 from toolkit.commands.inspect import inspect
@@ -106,6 +106,25 @@ def test_a_bundle_without_pictures_or_text_shows_what_it_has(
     text = printed(bundle, capsys)
     assert "tiles" in text
     assert "KV cache" not in text
+
+
+def test_a_bundle_that_is_not_whole_is_a_finding(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = bundle / "decoder.tflite"
+    size = graph.stat().st_size
+    graph.write_bytes(graph.read_bytes()[:100])
+    (bundle / "tokenizer.json").unlink()
+    with pytest.raises(CheckFailed) as raised:
+        inspect(bundle)
+    assert f"decoder.tflite has 100 bytes instead of {size:,}" in raised.value.message
+    assert "tokenizer.json: No such file" in raised.value.message
+    assert "vision_base" in capsys.readouterr().out, "what is there is shown all the same"
+
+
+def test_a_bundle_without_the_vrc_says_how_to_run_it(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(bundle, components=rewrite(bundle).components[1:])
+    assert "none without the vrc: run it with --route fixed:<scale>" in printed(bundle, capsys)
 
 
 # Graphs

@@ -97,6 +97,10 @@ def test_the_same_seed_gives_the_same_words(environment: dict[str, str], nano_bu
         (["--prompt", "x", "--backend", "compild"], "compiled", 2),
         (["--prompt", "x " * 2000], "context", 2),
         (["--prompt", "x", "--routing", "out.png"], "--image", 2),
+        (["--prompt", "x", "--image", "a.jpg", "--routing", "out.jpg"], "out.jpg is not a .png", 2),
+        (["--prompt", "x", "--image", "a.jpg", "--routing", "no/out.png"], "no folder no", 2),
+        (["--prompt", "x", "--threads", "99999"], "threads is 99999", 2),
+        (["--prompt", "x", "--backend", "tensorflow"], "tensorflow is not installed", 3),
     ],
 )
 def test_a_mistake_is_one_message_without_a_traceback(
@@ -113,6 +117,28 @@ def test_a_prompt_longer_than_the_context_is_refused_with_the_numbers(
 ) -> None:
     done = toolkit(environment, "run", nano_bundle, "--prompt", "x" * 2000)
     assert "context holds 512" in done.stderr
+
+
+def test_the_drawing_does_not_replace_the_picture(
+    environment: dict[str, str], nano_bundle: Path, photo: Path
+) -> None:
+    before = photo.read_bytes()
+    done = toolkit(environment, "run", nano_bundle, "--prompt", "x", "--image", photo, "--routing", photo)
+    assert done.returncode == 2
+    assert "is the --image itself" in done.stderr
+    assert photo.read_bytes() == before
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_reader_that_leaves_is_no_error(
+    environment: dict[str, str], nano_bundle: Path, more: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "toolkit.cli", "inspect", str(nano_bundle), *more]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"")
 
 
 def test_control_c_keeps_what_was_said(environment: dict[str, str], nano_bundle: Path) -> None:
@@ -161,3 +187,17 @@ def test_chat_takes_pictures_on_the_way_and_starts_over(
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [len(answer["images"]) for answer in answers] == [0, 1, 0]
     assert answers[0]["token_ids"] == answers[2]["token_ids"]
+
+
+def test_chat_looks_at_a_picture_before_it_takes_it(
+    environment: dict[str, str], nano_bundle: Path, photo: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    typed = f"/image '{photo}'\n/image '{text}'\n/what\nWhat is this?\n"
+    done = toolkit(environment, "chat", nano_bundle, "--max-new-tokens", "2", "--json", typed=typed)
+    (answer,) = map(json.loads, done.stdout.splitlines())
+    assert [image["name"] for image in answer["images"]] == [str(photo)]
+    assert "astronaut.png will go with your next question" in done.stderr
+    assert "text.jpg is not an image" in done.stderr
+    assert "There is no /what" in done.stderr

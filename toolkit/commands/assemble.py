@@ -34,12 +34,15 @@ def assemble(
         Path | None,
         typer.Option(help="Tokenizer folder.", show_default="the decoder's, else one token per byte"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of what is initialised.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is initialised.")] = 0,
     dtype: Annotated[str, typer.Option(help="Stored as float32, bfloat16 or float16.")] = "float32",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing checkpoint.")] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Build a checkpoint from public parts; what is not given is initialised, and said so."""
+    from converters.pipeline import need_convert_extra
+
+    need_convert_extra()
     from hypervl.assemble import Sources
     from hypervl.assemble import assemble as build
 

@@ -86,7 +86,7 @@ def _talk(start: Callable[[], Conversation], pictures: list[Path], *, as_json: b
         elif words.startswith("/image"):
             pictures += _pictures(words.removeprefix("/image"))
         elif words.startswith("/"):
-            report.note(_HELP)
+            report.note(f"There is no {words.split()[0]}. {_HELP}")
         else:
             try:
                 _answer(conversation, line, pictures, as_json=as_json)
@@ -95,7 +95,8 @@ def _talk(start: Callable[[], Conversation], pictures: list[Path], *, as_json: b
                 if not sys.stdin.isatty():
                     raise
                 report.error(error.message, error.remedy)
-                pictures = []
+                if pictures:
+                    report.note(f"{_named(pictures)} will go with your next question; /reset forgets.")
 
 
 def _answer(conversation: Conversation, question: str, pictures: list[Path], *, as_json: bool) -> None:
@@ -135,7 +136,24 @@ def _pictures(rest: str) -> list[Path]:
         return []
     if not found:
         report.note(_HELP)
-    for path in found:
-        if not path.is_file():
-            report.error(f"{path} is not a file", "Check the path; the other pictures stay.")
-    return [path for path in found if path.is_file()]
+    good = [path for path in found if _opens(path)]
+    if good:
+        report.note(f"{_named(good)} will go with your next question.")
+    return good
+
+
+def _opens(path: Path) -> bool:
+    """Whether the picture can be decoded; says what is wrong if not."""
+    from rpi_runtime.errors import EdgeError
+    from rpi_runtime.images import open_image
+
+    try:
+        open_image(path)
+    except EdgeError as error:
+        report.error(error.message, error.remedy)
+        return False
+    return True
+
+
+def _named(pictures: list[Path]) -> str:
+    return ", ".join(path.name for path in pictures)

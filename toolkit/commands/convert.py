@@ -113,9 +113,9 @@ def _state(needs: Needs) -> None:
         return
     report.note(
         f"needs about {report.megabytes(needs.memory_bytes)} of memory (stage '{needs.largest.stage}') "
-        f"and {report.megabytes(needs.disk_bytes)} of disk; "
-        f"free: {report.megabytes(host.memory_bytes)} ({host.memory_source}) "
-        f"and {report.megabytes(host.disk_bytes)}"
+        f"and {report.megabytes(needs.disk_bytes)} of disk\n"
+        f"free: {host.memory_bytes / 1e9:,.1f} GB of memory ({host.memory_source}), "
+        f"{host.disk_bytes / 1e9:,.1f} GB of disk"
     )
 
 

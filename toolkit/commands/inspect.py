@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rpi_runtime.errors import CheckFailed
+from rpi_runtime.manifest import VRC
 from toolkit import report
 from toolkit.commands import options as opt
 
@@ -38,6 +40,11 @@ def inspect(
         _print_graph(found)
     else:
         _print_checkpoint(found)
+    if isinstance(found, BundleInspection) and found.problems:
+        raise CheckFailed(
+            "the bundle is not whole:\n  " + "\n  ".join(found.problems),
+            "Copy it again; `toolkit verify` checks every byte.",
+        )
 
 
 def _print_bundle(bundle: BundleInspection) -> None:
@@ -98,7 +105,10 @@ def _bundle_pairs(bundle: BundleInspection) -> Iterator[tuple[str, str]]:
         thumbnail = " and a thumbnail" if vision.thumbnail else ""
         yield "tiles", f"at most {vision.max_tiles}{thumbnail}: {bundle.most_visual_tokens:,} visual tokens"
         scales = ", ".join(f"{scale:g}" for scale in vision.scales)
-        yield "routing", f"scales {scales}, chosen on {vision.vrc_side} px"
+        if manifest.component(VRC) is not None:
+            yield "routing", f"scales {scales}, chosen on {vision.vrc_side} px"
+        else:
+            yield "routing", f"none without the vrc: run it with --route fixed:<scale>, one of {scales}"
     if decoder is not None:
         prefill = ", ".join(str(n) for n in decoder.prefill_tokens)
         yield "context", f"{decoder.context_tokens:,} tokens, prefilled in chunks of {prefill}"

@@ -45,12 +45,11 @@ def run(
     verbose: opt.Verbose = False,
 ) -> None:
     """Answer a prompt about images, and show what it cost."""
-    from rpi_runtime.errors import UsageError
     from rpi_runtime.sampling import Sampling
     from rpi_runtime.session import Session
 
-    if routing is not None and len(image or []) != 1:
-        raise UsageError(f"--routing draws one picture, not {len(image or [])}", "Give one --image.")
+    if routing is not None:
+        _check_routing(routing, image or [])
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     with (
         Session.open(
@@ -72,18 +71,33 @@ def run(
         )
         stopped = stream(generation, progress, quiet=as_json)
         result = generation.report
-    if routing is not None and image:
-        _draw(image[0], result.images[0], session.manifest.vision, routing)
     if as_json:
         report.print_json(
             {"answer": generation.text, "token_ids": generation.token_ids, **report.plain(result)}
         )
     else:
         summary(result)
-        if routing is not None:
-            report.note(f"Tiles drawn in {routing}.")
+    if routing is not None and image:
+        _draw(image[0], result.images[0], session.manifest.vision, routing)
+        report.note(f"Tiles drawn in {routing}.")
     if stopped:
         raise KeyboardInterrupt
+
+
+def _check_routing(target: Path, images: list[Path]) -> None:
+    """Refuses at once what would fail, or do harm, after the answer."""
+    from rpi_runtime.errors import UsageError
+
+    if len(images) != 1:
+        raise UsageError(f"--routing draws one picture, not {len(images)}", "Give one --image.")
+    if target.suffix.lower() != ".png":
+        raise UsageError(f"--routing {target} is not a .png", "The drawing is written as PNG: name it so.")
+    if not target.parent.is_dir():
+        raise UsageError(f"--routing {target}: there is no folder {target.parent}", "Create it first.")
+    if target.is_dir():
+        raise UsageError(f"--routing {target} is a folder", "Name a file in it.")
+    if target.exists() and images[0].exists() and target.samefile(images[0]):
+        raise UsageError(f"--routing {target} is the --image itself", "Choose another name for the drawing.")
 
 
 def _draw(path: Path, done: ImageReport, spec: VisionSpec | None, target: Path) -> None:
