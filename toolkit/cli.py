@@ -7,9 +7,11 @@ and `toolkit --help` must answer at once. Each command imports what it needs whe
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import os
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
@@ -30,6 +32,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hypervl-edge {importlib.metadata.version('hypervl-edge')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_any_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
 
 for command in (assemble, convert, verify, inspect, run, chat):
     app.command()(command)

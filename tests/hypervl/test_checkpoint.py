@@ -203,6 +203,7 @@ def test_a_config_that_is_none(copy: Path, content: bytes, message: str) -> None
         (lambda c: c["decoder"].update(hidden_size="192"), "'decoder.hidden_size' is '192', expected int"),
         (lambda c: c["decoder"].update(hidden_size=-1), "decoder.hidden_size is -1, and must be above 0"),
         (lambda c: c["decoder"].update(num_key_value_heads=0), "num_key_value_heads is 0"),
+        (lambda c: c["decoder"].update(num_hidden_layers=10**9), "num_hidden_layers is 1,000,000,000"),
         (lambda c: c["decoder"].update(num_key_value_heads=4), "6 heads cannot share 4 key/value heads"),
         (lambda c: c["tiling"].update(tile_sides=[192, "a"]), "'tiling.tile_sides[1]' is 'a', expected int"),
         (lambda c: c["tiling"].update(tile_sides=[192, 100]), "tile side 100 px is not a multiple of 32 px"),
