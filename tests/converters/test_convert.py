@@ -185,7 +185,7 @@ def _read_until(stream: IO[str], line: str) -> str:
 def test_ctrl_c_leaves_the_old_bundle_and_the_next_run_goes_on(nano_checkpoint: Path, bundle: Path) -> None:
     before = digest(bundle)
     arguments = ("convert", nano_checkpoint, "-o", bundle, *VRC_ONLY, "--delegate", "nnapi")
-    code, text, _ = convert_until("export vrc", *arguments)
+    code, text, _ = convert_until("1/4 export vrc", *arguments)
     assert code == 130
     assert re.search(r"stopped by Ctrl-C( in stage 'quantize vrc')?; ", " ".join(text.split()))
     assert "The same command goes on after the last finished stage." in text
@@ -209,7 +209,7 @@ def test_a_kill_leaves_the_old_bundle_and_another_recipe_keeps_the_export(
 ) -> None:
     before = digest(bundle)
     arguments = ("convert", nano_checkpoint, "-o", bundle, "--components", "vrc")
-    code, _, _ = convert_until("quantize vrc", *arguments, "--recipe", "fp16", send=signal.SIGKILL)
+    code, _, _ = convert_until("2/4 quantize vrc", *arguments, "--recipe", "fp16", send=signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert digest(bundle) == before
     done = toolkit(*arguments, "--recipe", "fp32")
