@@ -54,9 +54,9 @@ class _Factor:
 
 
 _FACTORS = {
-    "export": _Factor(900 * _MB, 1.25),
-    "quantize": _Factor(800 * _MB, 1.25),
-    "check": _Factor(800 * _MB, 1.2),
+    "export": _Factor(1000 * _MB, 1.25),
+    "quantize": _Factor(850 * _MB, 1.25),
+    "check": _Factor(900 * _MB, 1.2),
     "embedding": _Factor(400 * _MB, 0.0),
     "text": _Factor(400 * _MB, 0.0),
 }
