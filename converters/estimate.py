@@ -57,7 +57,7 @@ _FACTORS = {
     "export": _Factor(1000 * _MB, 1.25),
     "quantize": _Factor(850 * _MB, 1.25),
     "check": _Factor(900 * _MB, 1.2),
-    "embedding": _Factor(400 * _MB, 0.0),
+    "embedding": _Factor(450 * _MB, 1.4),
     "text": _Factor(400 * _MB, 0.0),
 }
 
@@ -89,7 +89,7 @@ def require(needed: Needs) -> None:
 def _need(stage: Stage, plan: Plan, parameters: Mapping[str, int]) -> StageNeed:
     kind, _, component = stage.name.partition(" ")
     factor = _FACTORS[kind]
-    weight_bytes = 4 * parameters.get(component, 0)
+    weight_bytes = 4 * parameters.get(component or kind, 0)
     share = factor.per_weight_byte
     if kind == "check":
         graph = 2 * _bits(plan.recipes[component]) / 32  # the mapped file and its packed copy
