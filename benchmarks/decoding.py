@@ -41,7 +41,6 @@ class Setup:
 @dataclass(frozen=True)
 class Opened:
     context_tokens: int
-    prefill_tokens: int  # of the largest signature
     memory: Memory  # before the first token
 
 
@@ -61,7 +60,7 @@ def serve(setup: Setup, pipe: Connection) -> None:
         if prefill + setup.steps >= spec.context_tokens:
             raise ValueError(f"{setup.bundle}: {prefill} + {setup.steps} tokens do not fit its context")
         decoder.step(1)  # opens the signature
-        pipe.send(Opened(spec.context_tokens, prefill, memory()))
+        pipe.send(Opened(spec.context_tokens, memory()))
         decoder.kv.keep(0)
         fill(decoder, spec, spec.context_tokens - setup.steps - prefill - 1)
         while pipe.recv():

@@ -23,12 +23,13 @@ from converters.export import ExportOptions, export_component
 from converters.quantize import bits_per_weight, quantize_component
 from converters.recipes import RECIPES, Limits, Recipe, Rule
 from hypervl.checkpoint import Checkpoint
+from hypervl.specs import decoder_spec
 from rpi_runtime.backends.select import open_graph
 from rpi_runtime.bundle import sha256_of
 from rpi_runtime.decoder import Decoder as GraphDecoder
 from rpi_runtime.embedding import EmbeddingTable
 from rpi_runtime.errors import EdgeError
-from rpi_runtime.manifest import DECODER, DecoderSpec
+from rpi_runtime.manifest import DECODER
 
 PREFILL_TOKENS = 8
 _BLOCK = Rule("int4", granularity="block_32")
@@ -88,17 +89,7 @@ def _graph(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Path:
 
 
 def _quality(checkpoint: Checkpoint, reference: Reference, path: Path, folder: Path) -> Quality:
-    config = checkpoint.config.decoder
-    spec = DecoderSpec(
-        layers=config.num_hidden_layers,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        rope_theta=config.rope_theta,
-        context_tokens=ASKED_TOKENS,
-        prefill_tokens=(PREFILL_TOKENS,),
-    )
+    spec = decoder_spec(checkpoint.config.decoder, ASKED_TOKENS, (PREFILL_TOKENS,))
     graph = open_graph(path, weight_cache=folder / "packed", sha256=sha256_of(path))
     try:
         return reference.quality_of(GraphDecoder(graph, spec, _Table(checkpoint)))

@@ -12,14 +12,13 @@ from converters.stage_worker import write_whole
 from converters.stages import StageResult
 from converters.workspace import Workspace
 from hypervl.config import HyperVLConfig
-from hypervl.specs import image_tokens, vision_spec
+from hypervl.specs import decoder_spec, image_tokens, vision_spec
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.manifest import (
     DECODER,
     MANIFEST_FILE,
     SCHEMA_VERSION,
     Component,
-    DecoderSpec,
     Embedding,
     File,
     Manifest,
@@ -74,7 +73,9 @@ def build_manifest(
             eos_token=known["eos_token"],
             image_tokens=image_tokens(config),
         ),
-        decoder=_decoder(plan, config) if DECODER in plan.components else None,
+        decoder=decoder_spec(config.decoder, plan.context_tokens, plan.prefill_tokens)
+        if DECODER in plan.components
+        else None,
         embedding=_embedding(results) if DECODER in plan.components else None,
         vision=vision_spec(config, plan.tile_sides) if set(plan.components) != {DECODER} else None,
     )
@@ -123,20 +124,6 @@ def _found(parity: Parity) -> str:
 
 def _tensors(entries: list[dict[str, Any]]) -> tuple[Tensor, ...]:
     return tuple(Tensor(e["name"], tuple(e["shape"]), e["dtype"]) for e in entries)
-
-
-def _decoder(plan: Plan, config: HyperVLConfig) -> DecoderSpec:
-    d = config.decoder
-    return DecoderSpec(
-        layers=d.num_hidden_layers,
-        kv_heads=d.num_key_value_heads,
-        head_dim=d.head_dim,
-        hidden_size=d.hidden_size,
-        vocab_size=d.vocab_size,
-        rope_theta=float(d.rope_theta),
-        context_tokens=plan.context_tokens,
-        prefill_tokens=plan.prefill_tokens,
-    )
 
 
 def _embedding(results: Results) -> Embedding:

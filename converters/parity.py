@@ -29,13 +29,14 @@ from converters.metrics import Closeness, Distributions, rounded
 from converters.recipes import Limits, Recipe
 from converters.samples import PARITY, passages, tiles
 from hypervl.checkpoint import Checkpoint
-from hypervl.config import DecoderConfig, HyperVLConfig
+from hypervl.config import HyperVLConfig
 from hypervl.decoder import Decoder, attention_mask, rope_table
+from hypervl.specs import decoder_spec
 from rpi_runtime.backends.base import Graph
 from rpi_runtime.backends.select import open_graph
 from rpi_runtime.decoder import Decoder as GraphDecoder
 from rpi_runtime.embedding import EmbeddingTable, PromptRows
-from rpi_runtime.manifest import DECODER, VRC, DecoderSpec, Parity
+from rpi_runtime.manifest import DECODER, VRC, Parity
 from rpi_runtime.prompt import TokenRun, VisualRun
 
 _TILES_PER_PHOTO = 2  # a large branch takes seconds a tile in PyTorch
@@ -118,7 +119,7 @@ def _decoder(
 ) -> Iterator[Parity]:
     logits, distributions = Closeness(), Distributions()
     for size, reference in zip(options.prefill_tokens, references, strict=True):
-        spec = _spec(config.decoder, options.context_tokens, size)
+        spec = decoder_spec(config.decoder, options.context_tokens, (size,))
         chain = GraphDecoder(graph, spec, _Rows(reference.rows))
         slices, following = Closeness(), Distributions()
         for expected, result in zip(reference.logits, _chained(chain, reference), strict=True):
@@ -172,20 +173,6 @@ class _Rows(EmbeddingTable):
 
 def _no_tile(run: VisualRun) -> np.ndarray:
     raise AssertionError("the text of parity shows no picture")
-
-
-def _spec(config: DecoderConfig, context_tokens: int, prefill_tokens: int) -> DecoderSpec:
-    """What the runtime's loop needs to feed the graph in chunks of one size."""
-    return DecoderSpec(
-        layers=config.num_hidden_layers,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        rope_theta=config.rope_theta,
-        context_tokens=context_tokens,
-        prefill_tokens=(prefill_tokens,),
-    )
 
 
 def _judged(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from hypervl.config import HyperVLConfig
-from rpi_runtime.manifest import ImageTokens, VisionSpec
+from hypervl.config import DecoderConfig, HyperVLConfig
+from rpi_runtime.manifest import DecoderSpec, ImageTokens, VisionSpec
 
 
 def vision_spec(config: HyperVLConfig, tile_sides: Sequence[int] = ()) -> VisionSpec:
@@ -21,6 +21,20 @@ def vision_spec(config: HyperVLConfig, tile_sides: Sequence[int] = ()) -> Vision
         scales=tuple(map(float, config.vrc.scales)),
         vrc_side=config.vrc.image_size,
         auto_large_share=config.auto_large_share,
+    )
+
+
+def decoder_spec(config: DecoderConfig, context_tokens: int, prefill_tokens: Sequence[int]) -> DecoderSpec:
+    """What the runtime's loop needs to feed a decoder graph of these fixed shapes."""
+    return DecoderSpec(
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        rope_theta=float(config.rope_theta),
+        context_tokens=context_tokens,
+        prefill_tokens=tuple(prefill_tokens),
     )
 
 

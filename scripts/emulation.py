@@ -85,7 +85,7 @@ def _debian_mirror() -> str:
         uri, _, release = line.partition(" ")
         if release.startswith("bookworm") and "security" not in uri:
             return uri
-    return "http://deb.debian.org/debian"
+    raise Unavailable("apt knows no archive of Debian bookworm here")
 
 
 def _unpacked(

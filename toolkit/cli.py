@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
-import os
 import signal
 import sys
 from typing import Annotated
@@ -59,7 +58,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        _run()
+        app()
     except EdgeError as error:
         if debug:
             raise
@@ -68,10 +67,12 @@ def main() -> None:
     except KeyboardInterrupt:
         report.error("stopped by Ctrl-C", "Nothing that was there before has changed.")
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        # The reader of our output left (`| head`): no error, and nothing more can be written there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(int(ExitCode.FINE))
+    except SystemExit:
+        # Typer (its Click, wherever a version keeps it) turns a reader that left, as in `| head`, into exit
+        # code 1, which means something else here; its mark is this class.
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+            sys.exit(int(ExitCode.FINE))
+        raise
     except MemoryError:
         if debug:
             raise
@@ -82,17 +83,6 @@ def main() -> None:
             raise
         report.error(_describe(error), _REMEDIES.get(error.errno, "Check the path and try again."))
         sys.exit(int(ExitCode.COULD_NOT_CHECK))
-
-
-def _run() -> None:
-    try:
-        app()
-    except SystemExit:
-        # Typer (its Click, wherever a version keeps it) turns a reader that left, as in `| head`, into exit
-        # code 1, which means something else here; its mark is this class.
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":
-            sys.exit(int(ExitCode.FINE))
-        raise
 
 
 _REMEDIES = {
