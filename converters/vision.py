@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
+from converters.folding import fold_norms
 from converters.lowering import Component, Traced
 from hypervl.vision import TileConstants, VisionBranch
 
@@ -12,6 +15,7 @@ from hypervl.vision import TileConstants, VisionBranch
 def signatures(branch: VisionBranch, tile_sides: tuple[int, ...]) -> list[Traced]:
     """One per tile side (px), all on one copy of the weights."""
     weight, bias = branch.folded_patch_embedding()
+    branch = _without_norms_in_stem(branch)
     return [
         Traced(
             f"tile_{side}",
@@ -37,3 +41,11 @@ class Tile(Component):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         constants = TileConstants(self.patch_weight, self.patch_bias, self.positions)
         return {"visual_tokens": self.component(images, constants)}
+
+
+def _without_norms_in_stem(branch: VisionBranch) -> VisionBranch:
+    """A branch with a folded stem that shares everything else: a deep copy would hold its weights twice."""
+    folded = copy.copy(branch)
+    folded._modules = dict(branch._modules)
+    folded.stem = fold_norms(branch.stem)
+    return folded

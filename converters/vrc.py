@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch import Tensor
 
+from converters.folding import fold_norms
 from converters.lowering import Component, Traced
-from hypervl.vrc import VRC, ConvNorm
+from hypervl.vrc import VRC
 
 
 def signatures(vrc: VRC) -> list[Traced]:
@@ -22,13 +20,3 @@ class Route(Component):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {"scale_logits": self.component(images)}
-
-
-def fold_norms(vrc: VRC) -> VRC:
-    """A copy whose BatchNorms have become part of the convolutions in front of them."""
-    folded = copy.deepcopy(vrc)
-    for block in folded.modules():
-        if isinstance(block, ConvNorm):
-            block.conv = fuse_conv_bn_eval(block.conv, block.norm)
-            block.norm = nn.Identity()  # type: ignore[assignment]
-    return folded

@@ -44,7 +44,13 @@ def byte_tokenizer() -> TextFiles:
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(_byte_characters())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
+    return text_files(tokenizer)
+
+
+def text_files(tokenizer: Tokenizer) -> TextFiles:
+    """The files of `tokenizer` with `SPECIAL_TOKENS` behind its own, and `CHAT_TEMPLATE`."""
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+    ends = [tokenizer.token_to_id(t) for t in ("<|im_end|>", "<|endoftext|>")]
     files = {
         TOKENIZER_FILE: tokenizer.to_str(pretty=True).encode(),
         TOKENIZER_CONFIG_FILE: as_json(
@@ -56,14 +62,10 @@ def byte_tokenizer() -> TextFiles:
                 "tokenizer_class": "PreTrainedTokenizerFast",
             }
         ),
-        GENERATION_CONFIG_FILE: as_json({"eos_token_id": [_id("<|im_end|>"), _id("<|endoftext|>")]}),
+        GENERATION_CONFIG_FILE: as_json({"eos_token_id": ends}),
         CHAT_TEMPLATE_FILE: CHAT_TEMPLATE.encode(),
     }
-    return TextFiles.parse(files, Path("byte tokenizer"))
-
-
-def _id(special: str) -> int:
-    return 256 + SPECIAL_TOKENS.index(special)
+    return TextFiles.parse(files, Path("tokenizer"))
 
 
 def _byte_characters() -> list[str]:

@@ -53,6 +53,9 @@ class VisionConfig:
     # How positions reach another grid: SigLIP2 (NaFlex) "bilinear" with antialias, SigLIP "bicubic" without.
     position_interpolation: str = "bilinear"
     pixel_shuffle: int = 2  # side of the square of patches that becomes one visual token
+    # Channels of 3x3 convolutions of stride 2 in front of the patch embedding; SigLIP has none.
+    stem_channels: tuple[int, ...] = ()
+    stem_blocks: int = 0  # residual 3x3 convolutions behind them
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def check(config: HyperVLConfig) -> None:
     for part in PARTS:
         for f in dataclasses.fields(PARTS[part]):
             value = getattr(getattr(config, part), f.name)
-            if f.type in ("int", "float"):
+            if f.type in ("int", "float") and f.name != "stem_blocks":
                 need(value > 0, f"{part}.{f.name} is {value}, and must be above 0")
         layers = getattr(getattr(config, part), "num_hidden_layers", 0)
         need(layers <= _MOST_LAYERS, f"{part}.num_hidden_layers is {layers:,}, more than {_MOST_LAYERS}")
@@ -185,6 +188,15 @@ def check(config: HyperVLConfig) -> None:
         need(
             v.position_interpolation in ("bilinear", "bicubic"),
             f"vision_{branch}.position_interpolation {v.position_interpolation!r} is not bilinear or bicubic",
+        )
+        need(
+            v.patch_size % 2 ** len(v.stem_channels) == 0 and min(v.stem_channels, default=1) > 0,
+            f"vision_{branch}.stem_channels {list(v.stem_channels)} must be above 0, and halve patch_size "
+            f"{v.patch_size} to a whole number",
+        )
+        need(
+            0 <= v.stem_blocks <= _MOST_LAYERS and (bool(v.stem_channels) or not v.stem_blocks),
+            f"vision_{branch}.stem_blocks is {v.stem_blocks}; they need stem_channels, and 0 is the least",
         )
         for side in t.tile_sides:
             need(
@@ -259,10 +271,10 @@ PRESETS: dict[str, HyperVLConfig] = {
             head_channels=128,
             hidden_size=64,
         ),
-        vision_base=VisionConfig(128, 384, 3, 4, image_size=192),
-        vision_large=VisionConfig(192, 576, 4, 6, image_size=192),
+        vision_base=VisionConfig(128, 384, 3, 4, image_size=192, stem_channels=(24, 48, 64), stem_blocks=2),
+        vision_large=VisionConfig(192, 576, 4, 6, image_size=192, stem_channels=(32, 64, 96), stem_blocks=2),
         decoder=DecoderConfig(
-            192, 512, 4, 6, 2, 32, vocab_size=320, rope_theta=1e4, max_position_embeddings=4096
+            192, 512, 4, 6, 2, 32, vocab_size=768, rope_theta=1e4, max_position_embeddings=4096
         ),
         tiling=TilingConfig(tile_side=192, tile_sides=(192, 128, 64), max_tiles=12),
         image_tokens=ImageTokensConfig("<image>", "</image>", "<tile>", "<row>", "<thumbnail>"),

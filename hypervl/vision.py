@@ -4,7 +4,8 @@ Choices:
 - Tensor names are those of Hugging Face's vision towers, so that their weights load as they are (the pooling
   head is left out: an image-text model reads the patches).
 - Pictures come in as the runtime has them, NHWC in [0, 1]; the normalisation is folded into the patch
-  convolution (exact: a convolution is linear and the patches do not overlap the border).
+  convolution (exact: a convolution is linear and the patches do not overlap the border). With a convolutional
+  stem, which does pad, it stays an operation of its own.
 - What depends only on the tile side (folded convolution, interpolated positions) is in `TileConstants`, so
   that an export bakes it into the graph and no graph resizes a constant.
 - Attention is written out at rank 4; nothing exceeds rank 4.
@@ -13,6 +14,7 @@ Choices:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 
 from hypervl.attention import products, weighted_sum
 from hypervl.config import VisionConfig
+from hypervl.conv_norm import ConvNorm
 from hypervl.norms import LayerNorm
 from hypervl.projector import Projector, pixel_shuffle
 
@@ -28,7 +31,7 @@ from hypervl.projector import Projector, pixel_shuffle
 class TileConstants(NamedTuple):
     """What one branch needs to know about one tile side."""
 
-    patch_weight: Tensor  # [d, 3, P, P], normalisation folded in
+    patch_weight: Tensor  # [d, 3, P, P], normalisation folded in; behind a stem [d, channels, p, p]
     patch_bias: Tensor  # [d]
     positions: Tensor  # [1, patches, d], row-major
 
@@ -51,6 +54,7 @@ class VisionBranch(nn.Module):
         self.config = config
         # Not buffers: they belong to the preprocessor's config, and a module built on "meta" would lose them.
         self.mean, self.std = tuple(mean), tuple(std)
+        self.stem = Stem(config.stem_channels, config.stem_blocks)
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -67,8 +71,21 @@ class VisionBranch(nn.Module):
 
     def encode(self, images: Tensor, constants: TileConstants | None = None) -> Tensor:
         """Patch features [N, patches, d] behind `post_layernorm`: transformers' `last_hidden_state`."""
-        weight, bias, positions = constants or self.constants(images.shape[1])
-        x = F.conv2d(images.permute(0, 3, 1, 2), weight, bias, stride=self.config.patch_size)
+        return self.transform(self.look(images), constants or self.constants(images.shape[1]))
+
+    def look(self, images: Tensor) -> Tensor:
+        """What the patch embedding reads, NCHW: the pictures themselves, or what the stem makes of them."""
+        x = images.permute(0, 3, 1, 2)
+        if not self.config.stem_channels:
+            return x
+        mean, std = (x.new_tensor(v).reshape(1, 3, 1, 1) for v in (self.mean, self.std))
+        features: Tensor = self.stem((x - mean) / std)
+        return features
+
+    def transform(self, x: Tensor, constants: TileConstants) -> Tensor:
+        """From `look` to patch features [N, patches, d]."""
+        weight, bias, positions = constants
+        x = F.conv2d(x, weight, bias, stride=weight.shape[-1])
         x = x.permute(0, 2, 3, 1).flatten(1, 2) + positions
         features: Tensor = self.post_layernorm(self.encoder(x))
         return features
@@ -78,14 +95,17 @@ class VisionBranch(nn.Module):
         return TileConstants(*self.folded_patch_embedding(), self.positions(side))
 
     def folded_patch_embedding(self) -> tuple[Tensor, Tensor]:
-        """Weight [d, 3, P, P] and bias [d] of the patch convolution for pictures in [0, 1].
+        """Weight [d, 3, P, P] and bias [d] of the patch convolution for pictures in [0, 1]; as they are
+        behind a stem.
 
         `conv((x - mean) / std)` is `conv'(x)` with `w' = w / std` and `b' = b - sum(w * mean / std)`.
         """
         conv = self.embeddings.patch_embedding
+        assert conv.bias is not None
+        if self.config.stem_channels:
+            return conv.weight, conv.bias
         mean = torch.tensor(self.mean, dtype=conv.weight.dtype).reshape(1, 3, 1, 1)
         weight = conv.weight / torch.tensor(self.std, dtype=conv.weight.dtype).reshape(1, 3, 1, 1)
-        assert conv.bias is not None
         return weight, conv.bias - (weight * mean).sum((1, 2, 3))
 
     def positions(self, side: int) -> Tensor:
@@ -111,14 +131,39 @@ def patch_convolution_weight(linear_weight: Tensor, patch_size: int) -> Tensor:
     return linear_weight.reshape(-1, patch_size, patch_size, 3).permute(0, 3, 1, 2).contiguous()
 
 
+class Stem(nn.Sequential):
+    """Convolutions 3x3 with BatchNorm and ReLU6, first of stride 2, then residual: [N, 3, S, S] ->
+    [N, channels[-1], S / 2^n, S / 2^n].
+
+    A small model learns to read from few pictures this way (Xiao et al. 2021, "Early convolutions help
+    transformers see better").
+    """
+
+    def __init__(self, channels: Sequence[int], blocks: int) -> None:
+        super().__init__(
+            *(ConvNorm(i, o, kernel=3, stride=2) for i, o in pairwise((3, *channels))),
+            *(Residual(channels[-1]) for _ in range(blocks)),
+        )
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.inner = ConvNorm(channels, channels, kernel=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
 class Embeddings(nn.Module):
     """Holds the two tensors; `VisionBranch.constants` says how they are used."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        d, patch = config.hidden_size, config.patch_size
-        self.patch_embedding = nn.Conv2d(3, d, patch, stride=patch)
-        self.position_embedding = nn.Embedding((config.image_size // patch) ** 2, d)
+        d, stem = config.hidden_size, config.stem_channels
+        patch = config.patch_size // 2 ** len(stem)
+        self.patch_embedding = nn.Conv2d(stem[-1] if stem else 3, d, patch, stride=patch)
+        self.position_embedding = nn.Embedding((config.image_size // config.patch_size) ** 2, d)
 
 
 class Encoder(nn.Module):

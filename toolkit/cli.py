@@ -19,8 +19,11 @@ from toolkit import report
 from toolkit.commands.assemble import assemble
 from toolkit.commands.chat import chat
 from toolkit.commands.convert import convert
+from toolkit.commands.data import data
+from toolkit.commands.eval import evaluate
 from toolkit.commands.inspect import inspect
 from toolkit.commands.run import run
+from toolkit.commands.train import train
 from toolkit.commands.verify import verify
 
 app = typer.Typer(
@@ -50,6 +53,9 @@ def _before_any_command(
 
 for command in (assemble, convert, verify, inspect, run, chat):
     app.command()(command)
+app.add_typer(train, name="train")
+app.add_typer(data, name="data")
+app.command(name="eval")(evaluate)
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from converters.folding import fold_norms
 from converters.lowering import Component, Traced, lower
-from converters.vrc import fold_norms
 from hypervl.checkpoint import Checkpoint
 from hypervl.vrc import VRC as VRCModule
 from hypervl.vrc import MBConv

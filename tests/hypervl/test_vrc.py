@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hypervl.config import VRCConfig, preset
-from hypervl.vrc import VRC, load_efficientnet_lite0, same_padding
+from hypervl.conv_norm import same_padding
+from hypervl.vrc import VRC, load_efficientnet_lite0
 from rpi_runtime.errors import CheckpointError, ResourceError
 
 LITE0 = VRCConfig()

@@ -1,0 +1,69 @@
+"""The loss of answers: pictures through a branch, sequences through the decoder, differentiable."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hypervl.decoder import Decoder
+from hypervl.training.answer_data import AnswerBatch
+from hypervl.training.batched_decoder import hidden_states
+from hypervl.training.targets import IGNORE
+from hypervl.vision import VisionBranch
+
+
+class Read(NamedTuple):
+    """What the decoder makes of a batch; one row per token of an answer (`AnswerBatch.target`)."""
+
+    logits: Tensor  # [n, vocab]
+    targets: Tensor  # [n]
+    visual: Tensor  # [visual tokens, hidden], of all tiles in the batch's order
+
+
+def visual_tokens(branch: VisionBranch, batch: AnswerBatch, device: torch.device) -> Tensor:
+    """[visual tokens, hidden] of all tiles of a batch."""
+    found = [branch(torch.from_numpy(tiles).to(device).float() / 255).flatten(0, 1) for tiles in batch.tiles]
+    return torch.cat(found)
+
+
+def read_answers(decoder: Decoder, visual: Tensor, batch: AnswerBatch) -> Read:
+    device = visual.device
+    where, segment, position, target, ids = (
+        torch.from_numpy(a).to(device)
+        for a in (batch.visual, batch.segment, batch.position, batch.target, batch.ids)
+    )
+    shown = (where >= 0)[..., None]
+    embeddings = torch.where(
+        shown, visual[where.clamp(min=0)].to(decoder.embed_tokens.weight.dtype), decoder.embed_tokens(ids)
+    )
+    states = hidden_states(decoder, embeddings, position, sees(segment))
+    rows = target != IGNORE
+    logits = decoder.lm_head(states[rows], decoder.embed_tokens.weight)
+    return Read(logits.float(), target[rows], visual)
+
+
+def sees(segment: Tensor) -> Tensor:
+    """[B, T] segments -> [B, T, T]: a token sees the picture and its own question up to itself."""
+    tokens = segment.shape[1]
+    earlier = torch.ones(tokens, tokens, dtype=torch.bool, device=segment.device).tril()
+    same = segment[:, :, None] == segment[:, None, :]
+    return ((segment == 0)[:, None, :] | same) & earlier
+
+
+def answer_loss(read: Read) -> Tensor:
+    return F.cross_entropy(read.logits, read.targets)
+
+
+@torch.no_grad()
+def exact_shares(read: Read, batch: AnswerBatch) -> dict[str, Tensor]:
+    """ "exact": questions of which every token is the most likely one; "token": tokens that are."""
+    hit = (read.logits.argmax(-1) == read.targets).cpu()
+    rows, columns = (batch.target != IGNORE).nonzero()
+    most = int(batch.segment.max()) + 1
+    question = torch.from_numpy(rows * most + batch.segment[rows, columns])
+    _, order = question.unique(return_inverse=True)
+    wrong = torch.zeros(int(order.max()) + 1).index_add_(0, order, (~hit).float())
+    return {"exact": (wrong == 0).float().mean(), "token": hit.float().mean()}

@@ -1,0 +1,193 @@
+"""The training loop of every stage: steps, checkpoints, exact resume, a record and a curve.
+
+A stage is a `Task`: what it trains, where its batches come from, and its loss. The state that a run leaves in
+its folder holds everything that the next step depends on, so that a run that was stopped and goes on gives
+the same numbers as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hypervl.training.feed import Feed, Source
+
+_SAVE_SECONDS = 120.0
+_LOG_STEPS = 20
+_CLIP = 1.0  # of the gradient's norm
+
+Loss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    steps: int
+    rate: float  # the highest learning rate; warmed up to it, then down along a cosine to `floor` of it
+    warmup: int = 100
+    floor: float = 0.05
+    weight_decay: float = 0.02
+
+    def rate_at(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / self.warmup)
+        share = min(1.0, step / self.steps)
+        return self.rate * warm * (self.floor + (1 - self.floor) * (0.5 + 0.5 * math.cos(math.pi * share)))
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """The level rises when the smoothed `metric` passes the next of `thresholds`."""
+
+    metric: str = ""
+    thresholds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    modules: dict[str, nn.Module]  # what is trained and saved
+    source: Source
+    loss: Loss
+    schedule: Schedule
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    first_level: int = 0
+    frozen: tuple[str, ...] = ()  # of `modules`: saved, and not trained
+
+
+@dataclass
+class _Progress:
+    step: int = 0
+    seconds: float = 0.0
+    levels: list[tuple[int, int]] = field(default_factory=list)
+    smooth: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a listener hears now and then."""
+
+    step: int
+    steps: int
+    level: int
+    metrics: dict[str, float]  # smoothed
+    seconds: float  # of training so far, over all runs
+
+
+@dataclass(frozen=True)
+class Outcome:
+    history: tuple[dict[str, float], ...]  # "step", "level", and the smoothed metrics
+    seconds: float
+
+
+def train(
+    task: Task,
+    folder: Path,
+    pool: ProcessPoolExecutor | None = None,
+    device: torch.device | None = None,
+    seed: int = 0,
+    on_step: Callable[[Step], None] = lambda step: None,
+    until: int | None = None,
+) -> Outcome:
+    """Runs `task` to its end, or to step `until`, from where `folder` says that it stopped."""
+    device = device or torch.device("cpu")
+    folder.mkdir(parents=True, exist_ok=True)
+    state_file = folder / f"{task.name}.state.pt"
+    trained = [p for name, m in task.modules.items() if name not in task.frozen for p in m.parameters()]
+    for name, module in task.modules.items():
+        module.to(device).train(name not in task.frozen).requires_grad_(name not in task.frozen)
+    optimizer = torch.optim.AdamW(
+        _groups(trained, task.schedule.weight_decay), lr=task.schedule.rate, betas=(0.9, 0.98)
+    )
+    progress = _Progress(levels=[(0, task.first_level)])
+    torch.manual_seed(seed)
+    if state_file.is_file():
+        progress = _load(state_file, task, optimizer, device)
+    feed = Feed(task.source, pool, progress.step, progress.levels)
+    last = task.schedule.steps if until is None else min(until, task.schedule.steps)
+    saved = started = time.monotonic()
+    before = progress.seconds
+    while progress.step < last:
+        for group in optimizer.param_groups:
+            group["lr"] = task.schedule.rate_at(progress.step)
+        batch = feed.take()
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            loss, metrics = task.loss(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, _CLIP)
+        optimizer.step()
+        progress.step += 1
+        progress.seconds = before + time.monotonic() - started
+        _smooth(progress.smooth, {"loss": loss, **metrics})
+        _raise_level(task, progress, feed)
+        if progress.step % _LOG_STEPS == 0 or progress.step == last:
+            progress.history.append({"step": progress.step, "level": feed.level, **progress.smooth})
+            on_step(Step(progress.step, task.schedule.steps, feed.level, progress.smooth, progress.seconds))
+        if time.monotonic() - saved > _SAVE_SECONDS:
+            _save(state_file, task, optimizer, progress)
+            saved = time.monotonic()
+    _save(state_file, task, optimizer, progress)
+    return Outcome(tuple(progress.history), progress.seconds)
+
+
+def _groups(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Matrices and kernels decay; norms, biases and position tables of one row do not."""
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _smooth(smooth: dict[str, float], values: dict[str, Tensor]) -> None:
+    """Exponential means over about 50 steps."""
+    for name, value in values.items():
+        now = float(value.detach())
+        smooth[name] = now if name not in smooth else 0.98 * smooth[name] + 0.02 * now
+
+
+def _raise_level(task: Task, progress: _Progress, feed: Feed) -> None:
+    passed, thresholds = feed.level - task.first_level, task.curriculum.thresholds
+    if passed < len(thresholds) and progress.smooth.get(task.curriculum.metric, 0.0) >= thresholds[passed]:
+        feed.raise_level()
+        progress.smooth.pop(task.curriculum.metric)  # of the easier level
+
+
+def _save(file: Path, task: Task, optimizer: torch.optim.Optimizer, progress: _Progress) -> None:
+    partial = file.with_suffix(".partial")
+    torch.save(
+        {
+            "modules": {name: module.state_dict() for name, module in task.modules.items()},
+            "optimizer": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "progress": vars(progress),
+        },
+        partial,
+    )
+    partial.replace(file)
+    history = file.with_name(f"{task.name}.history.json")
+    history.write_text(json.dumps(progress.history))
+
+
+def _load(file: Path, task: Task, optimizer: torch.optim.Optimizer, device: torch.device) -> _Progress:
+    state = torch.load(file, map_location=device, weights_only=True)
+    for name, module in task.modules.items():
+        module.load_state_dict(state["modules"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"].cpu())
+    return _Progress(**state["progress"])
+
+
+def load_modules(file: Path, modules: dict[str, nn.Module]) -> None:
+    """Puts the weights that a stage left into `modules`, by their names in its `Task`."""
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    for name, module in modules.items():
+        module.load_state_dict(state["modules"][name])

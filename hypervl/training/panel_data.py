@@ -1,0 +1,121 @@
+"""Batches from the panel generator, each a function of its number and a level of difficulty alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hypervl.training.targets import character_targets, page_targets, tile_targets, token_targets
+from rpi_runtime.images import open_image
+from rpi_runtime.manifest import VisionSpec
+from rpi_runtime.tiling import cut, tile_picture
+from vqa.panels.panel import Difficulty, Panel, make_panel
+from vqa.panels.primer import make_page
+
+# What training goes through, easiest first: to answer, and to read.
+LEVELS = (
+    Difficulty(most_elements=2, camera=0.3, longest_px=420),
+    Difficulty(most_elements=5, camera=0.6, longest_px=640),
+    Difficulty(most_elements=12, camera=1.0, longest_px=900),
+)
+READING_LEVELS = (
+    Difficulty(most_elements=24, camera=0.3, longest_px=640, crowded=0.8),
+    Difficulty(most_elements=24, camera=0.6, longest_px=640, crowded=0.7),
+    Difficulty(most_elements=24, camera=1.0, longest_px=900, crowded=0.5),
+)
+_PANELS_PER_BATCH = 1000  # numbers reserved for one batch
+_TILES_PER_PANEL = 10
+_EMPTY_SHARE = 0.15  # of tiles without any element that are kept
+
+
+@dataclass(frozen=True)
+class DenseBatch:
+    images: np.ndarray  # [N, side, side, 3] uint8
+    targets: np.ndarray  # [N, g, g, fields] int16
+    token_targets: np.ndarray  # [N, g / 2, g / 2, fields] int16
+    characters: np.ndarray  # [N, c, c] int16, cells of what the stem gives
+
+
+@dataclass(frozen=True)
+class DenseSource:
+    """Tiles with dense targets: `build(number, level)`; all tiles of a batch have one side."""
+
+    spec: VisionSpec
+    patch: int
+    shuffle: int
+    cell: int  # px that one cell of the stem's output stands for
+    tiles: int = 32  # per batch at the full side; more at smaller ones
+    seed: int = 0
+
+    def build(self, number: int, level: int) -> DenseBatch:
+        chance = random.Random(f"dense:{self.seed}:{number}")
+        full = self.spec.tile_side
+        side = chance.choices(self.spec.tile_sides, (0.6, 0.3, 0.1)[: len(self.spec.tile_sides)])[0]
+        wanted = min(3 * self.tiles, round(self.tiles * (full / side) ** 2))
+        images: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
+        characters: list[np.ndarray] = []
+        panel_number = number * _PANELS_PER_BATCH
+        while len(images) < wanted:
+            panel = make_panel("train", panel_number, READING_LEVELS[level], self.seed)
+            panel_number += 1
+            for image, target, character in self._tiles(chance, panel, side):
+                images.append(image)
+                targets.append(target)
+                characters.append(character)
+        stacked = np.stack(targets[:wanted])
+        tokens = np.stack([token_targets(target, self.shuffle) for target in stacked])
+        return DenseBatch(np.stack(images[:wanted]), stacked, tokens, np.stack(characters[:wanted]))
+
+    def _tiles(
+        self, chance: random.Random, panel: Panel, side: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Some tiles of a panel in random order, with their targets."""
+        picture = open_image(panel.image)
+        tiles = list(tile_picture(picture, self.spec).tiles)
+        chance.shuffle(tiles)
+        taken = 0
+        for tile in tiles:
+            target = tile_targets(panel.elements, tile, side, self.patch)
+            if not target[..., 0].any() and chance.random() > _EMPTY_SHARE:
+                continue
+            characters = character_targets(panel.elements, tile, side, self.cell)
+            yield as_bytes(cut(picture, tile, side)), target, characters
+            taken += 1
+            if taken == _TILES_PER_PANEL:
+                return
+
+
+@dataclass(frozen=True)
+class PrimerBatch:
+    images: np.ndarray  # [N, side, side, 3] uint8
+    characters: np.ndarray  # [N, c, c] int16
+
+
+@dataclass(frozen=True)
+class PrimerSource:
+    """Pages of the primer at the full side."""
+
+    side: int
+    cell: int
+    pages: int = 24
+    seed: int = 0
+
+    def build(self, number: int, level: int) -> PrimerBatch:
+        strength = READING_LEVELS[level].camera
+        pages = [
+            make_page("train", number * self.pages + i, self.side, strength, self.seed)
+            for i in range(self.pages)
+        ]
+        targets = np.zeros((self.pages, self.side // self.cell, self.side // self.cell), np.int16)
+        for page, target in zip(pages, targets, strict=True):
+            page_targets(page.characters, page.glyphs, self.cell, target)
+        return PrimerBatch(np.stack([np.asarray(page.image) for page in pages]), targets)
+
+
+def as_bytes(tile: np.ndarray) -> np.ndarray:
+    """A cut tile [1, s, s, 3] in [0, 1] as uint8 [s, s, 3]: a quarter of the bytes between processes."""
+    return np.asarray((tile[0] * 255 + 0.5).astype(np.uint8))

@@ -1,0 +1,185 @@
+"""`toolkit train base` and `toolkit train dcl`: from nothing to a checkpoint that reads panels.
+
+Everything that is needed to go on lies in the work folder: stages that are done are not done again, one that
+was stopped goes on at its last save.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hypervl.checkpoint import Checkpoint, check_text, save
+from hypervl.config import preset
+from hypervl.model import HyperVL, build
+from hypervl.text_files import TextFiles
+from hypervl.training import stages
+from hypervl.training.consistency import CONSISTENCIES
+from hypervl.training.feed import workers
+from hypervl.training.history_curve import draw_history
+from hypervl.training.loop import Step, Task, train
+from hypervl.training.tokenizer import panel_tokenizer
+from hypervl.training.vrc_job import choose_device
+from hypervl.training.vrc_report import code_versions
+from rpi_runtime.errors import CheckpointError, UsageError, nearest
+from vqa.panels.vocabulary import DATA_VERSION
+
+OnStep = Callable[[str, Step], None]
+_TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class PanelOptions:
+    output: Path
+    work: Path
+    seed: int = 0
+    scale: float = 1.0  # of every stage's steps; 1 is what the shipped weights were trained with
+    device: str = "auto"
+    workers: int = 1
+    dtype: str = "float16"
+    replace: bool = False
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    stage: str
+    steps: int
+    seconds: float
+    metrics: dict[str, float]  # smoothed, at the end
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    output: Path
+    what: str
+    stages: tuple[StageRecord, ...]
+    seed: int
+    scale: float
+    device: str
+    data_version: int
+    versions: dict[str, str]
+    curves: tuple[Path, ...]
+
+
+def train_base(
+    name: str, options: PanelOptions, on_step: OnStep = lambda stage, step: None
+) -> TrainingRecord:
+    """Trains preset `name` from random weights: both branches densely, then the large one with the decoder.
+
+    Raises `UsageError` for an unknown preset, an output that exists, and a preset whose branches have no
+    stem.
+    """
+    _check(options)
+    config = preset(name)
+    if not all(config.vision(branch).stem_channels for branch in ("base", "large")):
+        raise UsageError(
+            f"preset {name!r} has branches without a convolutional stem",
+            "Dense pretraining reads the stem: use nano.",
+        )
+    text_files = _tokenizer(options.work / _TOKENIZER_FOLDER, config.decoder.vocab_size)
+    check_text(config, text_files)
+    model = build(config, options.seed)
+
+    def plan(shop: stages.Workshop) -> list[Callable[[], Task]]:
+        return [
+            lambda: stages.primer(shop, "large"),
+            lambda: stages.dense(shop, "large"),
+            lambda: stages.answers(shop),
+            lambda: stages.joint(shop),
+            lambda: stages.primer(shop, "base"),
+            lambda: stages.dense(shop, "base"),
+        ]
+
+    return _run(f"base {name}", model, text_files, plan, options, on_step)
+
+
+def train_dcl(
+    checkpoint: Path, consistency: str, options: PanelOptions, on_step: OnStep = lambda stage, step: None
+) -> TrainingRecord:
+    """Trains the base branch of `checkpoint` under its decoder, with the terms that `consistency` names.
+
+    Raises `UsageError` for an unknown one and an output that exists, `CheckpointError` for a broken
+    checkpoint.
+    """
+    _check(options)
+    if consistency not in CONSISTENCIES:
+        raise nearest(consistency, CONSISTENCIES, "consistency")
+    opened = Checkpoint.open(checkpoint)
+    model = opened.load_model()
+    tokenizer = options.work / _TOKENIZER_FOLDER
+    tokenizer.mkdir(parents=True, exist_ok=True)
+    opened.text_files.write(tokenizer)
+    name = "dcl" if consistency == "both" else f"dcl_{consistency}"
+
+    def plan(shop: stages.Workshop) -> list[Callable[[], Task]]:
+        return [lambda: stages.dcl(shop, CONSISTENCIES[consistency], name)]
+
+    return _run(name, model, opened.text_files, plan, options, on_step)
+
+
+def _run(
+    what: str,
+    model: HyperVL,
+    text_files: TextFiles,
+    plan: Callable[[stages.Workshop], Sequence[Callable[[], Task]]],
+    options: PanelOptions,
+    on_step: OnStep,
+) -> TrainingRecord:
+    device = choose_device(options.device)
+    shop = stages.Workshop(
+        model.to(device), options.work / _TOKENIZER_FOLDER, device, options.seed, options.scale
+    )
+    records, curves = [], []
+    with workers(options.workers) as pool:
+        for make in plan(shop):
+            task = make()
+
+            def tell(step: Step, name: str = task.name) -> None:
+                on_step(name, step)
+
+            result = train(task, options.work, pool, device, options.seed, tell)
+            final = {k: v for k, v in result.history[-1].items() if k not in ("step", "level")}
+            records.append(StageRecord(task.name, task.schedule.steps, result.seconds, final))
+            curves.append(draw_history(task.name, result.history, options.work / f"{task.name}.png"))
+    save(model.cpu().eval(), options.output, text_files, dtype=options.dtype, replace=options.replace)
+    record = TrainingRecord(
+        output=options.output,
+        what=what,
+        stages=tuple(records),
+        seed=options.seed,
+        scale=options.scale,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        data_version=DATA_VERSION,
+        versions=code_versions(),
+        curves=tuple(curves),
+    )
+    content = json.dumps(dataclasses.asdict(record), indent=2, default=str)
+    (options.work / f"{what.split()[0]}.json").write_text(content + "\n")
+    return record
+
+
+def _tokenizer(folder: Path, vocab_size: int) -> TextFiles:
+    """Learned once per work folder."""
+    try:
+        return TextFiles.read(folder)
+    except CheckpointError:
+        folder.mkdir(parents=True, exist_ok=True)
+        text_files = panel_tokenizer(vocab_size)
+        text_files.write(folder)
+        return text_files
+
+
+def _check(options: PanelOptions) -> None:
+    if options.output.exists() and not options.replace:
+        raise UsageError(f"{options.output} exists", "Choose another name, or replace it with --force.")
+    if options.scale <= 0:
+        raise UsageError(
+            f"--scale {options.scale:g} must be above 0", "1 trains as the shipped weights were."
+        )
+    if options.workers < 0:
+        raise UsageError(f"--workers {options.workers} is below 0", "0 makes the data in the main process.")

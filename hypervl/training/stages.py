@@ -1,0 +1,170 @@
+"""The stages of training a panel reader, as data: what each trains, on what, with which loss.
+
+1. `primer_<branch>`: a branch's stem learns letters from pages full of them.
+2. `dense_<branch>`: the branch learns to read panels, one answer per patch (`dense`).
+3. `answers`: the decoder learns to answer from the large branch's visual tokens; the branch rests.
+4. `joint`: the large branch and the decoder together.
+5. `dcl`: the base branch under the decoder of the large one (`consistency`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hypervl.config import HyperVLConfig
+from hypervl.model import HyperVL
+from hypervl.specs import image_tokens, vision_spec
+from hypervl.training.answer_data import AnswerBatch, AnswerSource
+from hypervl.training.answers import answer_loss, exact_shares, read_answers, visual_tokens
+from hypervl.training.consistency import Consistency, consistency_losses
+from hypervl.training.dense import DenseHeads, dense_loss, read_characters
+from hypervl.training.loop import Curriculum, Schedule, Task
+from hypervl.training.panel_data import LEVELS, DenseBatch, DenseSource, PrimerBatch, PrimerSource
+
+# Steps and highest rates that suit `nano`. A panel of 12 elements is level 2; levels rise with what is
+# read right.
+PRIMER = Schedule(700, 3e-3)
+DENSE = Schedule(2000, 2e-3)
+ANSWERS = Schedule(1500, 2e-3)
+JOINT = Schedule(2500, 7e-4)
+DCL = Schedule(1500, 1e-3)
+_DENSE_LEVELS = Curriculum("value", (0.35, 0.5))
+_ANSWER_LEVELS = Curriculum("exact", (0.5, 0.6))
+_TOP = len(LEVELS) - 1
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What all stages of one training share."""
+
+    model: HyperVL
+    tokenizer: Path  # folder with the checkpoint's tokenizer
+    device: torch.device
+    seed: int = 0
+    scale: float = 1.0  # of every stage's steps
+    _heads: dict[str, DenseHeads] = field(default_factory=dict)
+
+    def heads(self, branch: str) -> DenseHeads:
+        """Shared by the two stages that need them."""
+        if branch not in self._heads:
+            hidden = self.config.decoder.hidden_size
+            self._heads[branch] = DenseHeads(self.config.vision(branch), hidden).to(self.device)
+        return self._heads[branch]
+
+    @property
+    def config(self) -> HyperVLConfig:
+        return self.model.config
+
+    def schedule(self, schedule: Schedule) -> Schedule:
+        steps = max(1, round(schedule.steps * self.scale))
+        return replace(schedule, steps=steps, warmup=min(schedule.warmup, max(1, steps // 10)))
+
+    def answers(self, split: str = "train", full_side_only: bool = False) -> AnswerSource:
+        config = self.config
+        return AnswerSource(
+            vision_spec(config),
+            self.tokenizer,
+            image_tokens(config),
+            split=split,
+            seed=self.seed,
+            full_side_only=full_side_only,
+        )
+
+
+def primer(shop: Workshop, branch: str) -> Task:
+    vision, heads, device = shop.model.vision(branch), shop.heads(branch), shop.device
+    source = PrimerSource(
+        shop.config.tiling.tile_side, cell=2 ** len(vision.config.stem_channels), seed=shop.seed
+    )
+
+    def loss(batch: PrimerBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        images = torch.from_numpy(batch.images).to(device).float() / 255
+        seen = vision.look(images)
+        value, right = read_characters(heads, seen, torch.from_numpy(batch.characters).to(device).long())
+        return value, {"character": right}
+
+    modules = {f"vision_{branch}": vision, "heads": heads}
+    return Task(
+        f"primer_{branch}", modules, source, loss, shop.schedule(PRIMER), Curriculum("character", (0.35, 0.5))
+    )
+
+
+def dense(shop: Workshop, branch: str) -> Task:
+    vision, heads, device = shop.model.vision(branch), shop.heads(branch), shop.device
+    config = vision.config
+    source = DenseSource(
+        vision_spec(shop.config),
+        patch=config.patch_size,
+        shuffle=config.pixel_shuffle,
+        cell=2 ** len(config.stem_channels),
+        seed=shop.seed,
+    )
+
+    def loss(batch: DenseBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        images = torch.from_numpy(batch.images).to(device).float() / 255
+        targets = (
+            torch.from_numpy(t).to(device).long()
+            for t in (batch.targets, batch.token_targets, batch.characters)
+        )
+        return dense_loss(vision, heads, images, *targets)
+
+    modules = {f"vision_{branch}": vision, "heads": heads}
+    return Task(f"dense_{branch}", modules, source, loss, shop.schedule(DENSE), _DENSE_LEVELS)
+
+
+def answers(shop: Workshop) -> Task:
+    """The decoder alone, on visual tokens that stay as they are."""
+    model, device = shop.model, shop.device
+
+    def loss(batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            visual = visual_tokens(model.vision_large, batch, device)
+        read = read_answers(model.decoder, visual, batch)
+        return answer_loss(read), exact_shares(read, batch)
+
+    modules = {"vision_large": model.vision_large, "decoder": model.decoder}
+    return Task(
+        "answers",
+        modules,
+        shop.answers(),
+        loss,
+        shop.schedule(ANSWERS),
+        _ANSWER_LEVELS,
+        frozen=("vision_large",),
+    )
+
+
+def joint(shop: Workshop) -> Task:
+    model, device = shop.model, shop.device
+
+    def loss(batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        read = read_answers(model.decoder, visual_tokens(model.vision_large, batch, device), batch)
+        return answer_loss(read), exact_shares(read, batch)
+
+    modules = {"vision_large": model.vision_large, "decoder": model.decoder}
+    source = replace(shop.answers(), seed=shop.seed + 1)  # not the panels of `answers` again
+    return Task("joint", modules, source, loss, shop.schedule(JOINT), first_level=_TOP)
+
+
+def dcl(shop: Workshop, what: Consistency, name: str = "dcl") -> Task:
+    """The base branch; the large branch and the decoder, which both serve, stay as they are."""
+    model, device = shop.model, shop.device
+
+    def loss(batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            teacher = read_answers(model.decoder, visual_tokens(model.vision_large, batch, device), batch)
+        student = read_answers(model.decoder, visual_tokens(model.vision_base, batch, device), batch)
+        losses = consistency_losses(student, teacher, what)
+        total = torch.stack(list(losses.values())).sum()
+        teacher_exact = exact_shares(teacher, batch)["exact"]
+        return total, {**losses, **exact_shares(student, batch), "exact_large": teacher_exact}
+
+    modules = {name: getattr(model, name) for name in ("vision_base", "vision_large", "decoder")}
+    source = replace(shop.answers(), seed=shop.seed + 2)
+    return Task(
+        name, modules, source, loss, shop.schedule(DCL), first_level=_TOP, frozen=("vision_large", "decoder")
+    )

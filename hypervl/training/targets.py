@@ -1,0 +1,147 @@
+"""What lies under each patch of a tile: the dense targets that teach a vision branch to read.
+
+The generator knows where every element and every character came to lie, so each patch can be asked which
+element it belongs to, what that element is called and what it shows, and which characters are under the patch
+itself. A branch learns to read from thousands of such answers per picture instead of from one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rpi_runtime.tiling import Tile
+from vqa.panels import vocabulary as words
+from vqa.panels.panel import Seen
+from vqa.panels.scene import KINDS, LAMP_COLOURS, ON
+
+IGNORE = -100  # PyTorch's cross_entropy leaves such targets out
+WORDS = (*words.MEASURES, *words.DEVICES, *words.ALARMS, *words.PLATES)
+CHARACTERS = "".join(
+    sorted(
+        {
+            *"".join(WORDS),
+            *"".join(words.UNITS),
+            *"".join(words.SUFFIXES),
+            *"ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-",
+        }
+    )
+)
+VALUE_CHARACTERS = 7  # the longest plate, "TX-4821"
+_LEGIBLE_PX = 4.5  # capitals lower than this, at the side a tile is encoded at, are not asked for
+
+# Field -> number of classes. 0 stands for "none" everywhere; "value_<i>" is character i of what is shown.
+FIELDS: dict[str, int] = {
+    "kind": 1 + len(KINDS),
+    "word": 1 + len(WORDS),
+    "suffix": 1 + len(words.SUFFIXES),
+    "unit": 1 + len(words.UNITS),
+    "state": 3,  # none, on, off
+    "colour": 1 + len(LAMP_COLOURS),
+    **{f"value_{i}": 1 + len(CHARACTERS) for i in range(VALUE_CHARACTERS)},
+}
+_COLUMN = {field: i for i, field in enumerate(FIELDS)}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """From picture px to px of the encoded tile."""
+
+    scale: np.ndarray  # [2]
+    shift: np.ndarray  # [2]
+
+    @classmethod
+    def of(cls, tile: Tile, side: int) -> _Place:
+        low, high = np.array(tile.box[:2]), np.array(tile.box[2:])
+        fill_low, fill_high = np.array(tile.fill[:2]), np.array(tile.fill[2:])
+        scale = side * (fill_high - fill_low) / (high - low)
+        return cls(scale, side * fill_low - scale * low)
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        return np.asarray(points * self.scale + self.shift)
+
+    def box(self, points: np.ndarray) -> np.ndarray:
+        moved = self.points(points)
+        return np.concatenate([moved.min(0), moved.max(0)])
+
+
+def tile_targets(elements: tuple[Seen, ...], tile: Tile, side: int, patch: int) -> np.ndarray:
+    """Targets [side / patch, side / patch, fields] int16 of `tile` encoded at `side` px, fields as in
+    `FIELDS`.
+
+    A name or value that the tile shows in part only, or too small to read, is not asked for (`IGNORE`).
+    """
+    grid, place = side // patch, _Place.of(tile, side)
+    targets = np.full((grid, grid, len(FIELDS)), IGNORE, np.int16)
+    targets[..., _COLUMN["kind"]] = 0
+    boxes = [(place.box(np.concatenate([seen.label, seen.body])), seen) for seen in elements]
+    for box, seen in sorted(boxes, key=lambda pair: -float(np.prod(pair[0][2:] - pair[0][:2]))):
+        # Patches whose middle lies in the element.
+        first = np.maximum(0, np.ceil(box[:2] / patch - 0.5)).astype(int)
+        last = np.minimum(grid, np.floor(box[2:] / patch + 0.5)).astype(int)
+        if (last > first).all():
+            targets[first[1] : last[1], first[0] : last[0]] = _element(seen, place, side)
+    return targets
+
+
+def _element(seen: Seen, place: _Place, side: int) -> np.ndarray:
+    element, zoom = seen.element, float(place.scale.mean())
+    row = np.full(len(FIELDS), IGNORE, np.int16)
+    row[_COLUMN["kind"]] = 1 + KINDS.index(element.kind)
+    if seen.hidden:
+        return row
+    label, body = place.box(seen.label), place.box(seen.body)
+    if _inside(label, side) and (label[3] - label[1]) >= _LEGIBLE_PX:
+        word, _, suffix = element.name.partition(" ")
+        row[_COLUMN["word"]] = 1 + WORDS.index(word)
+        row[_COLUMN["suffix"]] = 1 + words.SUFFIXES.index(suffix) if suffix else 0
+    if not _inside(body, side):
+        return row
+    legible = seen.text_px * zoom >= (_LEGIBLE_PX if element.scale is None else _LEGIBLE_PX / 2)
+    row[_COLUMN["colour"]] = 1 + LAMP_COLOURS.index(element.colour) if element.colour else 0
+    if element.kind in ("lamp", "switch"):
+        row[_COLUMN["state"]] = 1 if element.value == ON else 2
+    elif legible:
+        row[_COLUMN["state"]] = 0
+        row[_COLUMN["unit"]] = 1 + words.UNITS.index(element.unit) if element.unit else 0
+        for i in range(VALUE_CHARACTERS):
+            shown = i < len(element.value)
+            row[_COLUMN[f"value_{i}"]] = 1 + CHARACTERS.index(element.value[i]) if shown else 0
+    return row
+
+
+def character_targets(elements: tuple[Seen, ...], tile: Tile, side: int, cell: int) -> np.ndarray:
+    """`page_targets` of the characters of a tile's elements; what is hidden is not asked for."""
+    place = _Place.of(tile, side)
+    targets = np.zeros((side // cell, side // cell), np.int16)
+    for seen in elements:
+        glyphs = np.concatenate([place.points(seen.glyphs[:, :2]), seen.glyphs[:, 2:] * place.scale], axis=1)
+        page_targets("" if seen.hidden else seen.characters, glyphs, cell, targets)
+    return targets
+
+
+def page_targets(characters: str, glyphs: np.ndarray, cell: int, targets: np.ndarray) -> None:
+    """Writes into `targets` [c, c] int16 the character, 1 + its place in `CHARACTERS`, that the middle of
+    each cell of `cell` px lies on; `IGNORE` where it is too small to read, or unknown (`characters`
+    empty). `glyphs` [n, 4] are middles (x, y), widths and heights in px of the tile."""
+    first = np.maximum(0, np.ceil((glyphs[:, :2] - glyphs[:, 2:] / 2) / cell - 0.5)).astype(int)
+    last = np.maximum(0, np.floor((glyphs[:, :2] + glyphs[:, 2:] / 2) / cell + 0.5)).astype(int)
+    for i, ((x0, y0), (x1, y1)) in enumerate(zip(first, last, strict=True)):
+        known = characters and glyphs[i, 3] >= _LEGIBLE_PX
+        targets[y0:y1, x0:x1] = 1 + CHARACTERS.index(characters[i]) if known else IGNORE
+
+
+def _inside(box: np.ndarray, side: int) -> bool:
+    return bool(box[0] >= -1 and box[1] >= -1 and box[2] <= side + 1 and box[3] <= side + 1)
+
+
+def token_targets(targets: np.ndarray, shuffle: int) -> np.ndarray:
+    """Targets of visual tokens [g / shuffle, g / shuffle, fields]: of the most frequent element among its
+    patches, background only where all are."""
+    grid, fields = targets.shape[0] // shuffle, targets.shape[2]
+    squares = targets.reshape(grid, shuffle, grid, shuffle, fields).transpose(0, 2, 1, 3, 4)
+    squares = squares.reshape(grid, grid, shuffle * shuffle, fields)
+    same = (squares[:, :, :, None] == squares[:, :, None, :]).all(-1)
+    votes = same.sum(-1) - shuffle**4 * (squares[..., 0] == 0)
+    return np.take_along_axis(squares, votes.argmax(-1)[:, :, None, None], axis=2)[:, :, 0]
