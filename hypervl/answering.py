@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hypervl.generate import Cache, _embed, _encode
+from hypervl.generate import Cache, embed_prompt, encode_picture
 from hypervl.model import HyperVL
 from hypervl.specs import image_tokens
 from rpi_runtime.images import open_image
@@ -56,7 +56,7 @@ class ReferenceAnswerer:
         started = time.perf_counter()
         if self._seen is None:
             picture = open_image(self._image)
-            self._seen = _encode(self._model, picture, self._spec, self._routing, self._branch)
+            self._seen = encode_picture(self._model, picture, self._spec, self._routing, self._branch)
         plan, _ = self._seen
         spellings, items = (
             image_tokens(self._model.config),
@@ -64,7 +64,7 @@ class ReferenceAnswerer:
         )
         prompt = layout(items, (plan,), self._codec, spellings, self._spec.tokens)
         cache = self._behind_picture(prompt)
-        logits = cache.feed(self._embed(Prompt(prompt.after(cache.tokens))))
+        logits = cache.feed(self._embedded(Prompt(prompt.after(cache.tokens))))
         answer: list[int] = []
         first_token_ms = 0.0
         while len(answer) < self._max_new_tokens:
@@ -93,14 +93,14 @@ class ReferenceAnswerer:
         prefix = Prompt(runs[: last + 1])
         if prefix.positions() != self._held:
             self._prefix = Cache(self._model.decoder)
-            self._prefix.feed(self._embed(prefix))
+            self._prefix.feed(self._embedded(prefix))
             self._held = prefix.positions()
         # Feeding makes new tensors and leaves the old ones as they are, so the two may share what they hold.
         return copy.copy(self._prefix)
 
-    def _embed(self, prompt: Prompt) -> Tensor:
+    def _embedded(self, prompt: Prompt) -> Tensor:
         assert self._seen is not None
-        return _embed(self._model.decoder, prompt, [self._seen[1]])
+        return embed_prompt(self._model.decoder, prompt, [self._seen[1]])
 
 
 def _ms_since(started: float) -> float:

@@ -58,11 +58,13 @@ def generate(
     """
     messages = [Message("user", prompt, len(images))] if isinstance(prompt, str) else prompt
     spec = vision_spec(model.config, tile_sides)
-    encoded = [_encode(model, open_image(image), spec, Routing.parse(routing), branch) for image in images]
+    encoded = [
+        encode_picture(model, open_image(image), spec, Routing.parse(routing), branch) for image in images
+    ]
     plans = tuple(plan for plan, _ in encoded)
     spellings = image_tokens(model.config)
     laid_out = layout(tokenise(codec, messages), plans, codec, spellings, spec.tokens)
-    embeddings = _embed(model.decoder, laid_out, [tokens for _, tokens in encoded])
+    embeddings = embed_prompt(model.decoder, laid_out, [tokens for _, tokens in encoded])
 
     cache = Cache(model.decoder)
     logits = cache.feed(embeddings)
@@ -77,7 +79,7 @@ def generate(
     return Reference(codec.decode(answer), tuple(answer), False, plans, laid_out)
 
 
-def _encode(
+def encode_picture(
     model: HyperVL, picture: Picture, spec: VisionSpec, routing: Routing, policy: str
 ) -> tuple[ImagePlan, list[Tensor]]:
     """How `picture` is cut and routed, and the visual tokens [1, tokens, hidden] of each of its tiles."""
@@ -91,7 +93,7 @@ def _encode(
     return plan, [encoder(torch.from_numpy(cut(picture, tile, side))) for tile, side in tiles]
 
 
-def _embed(decoder: Decoder, prompt: Prompt, visual_tokens: Sequence[Sequence[Tensor]]) -> Tensor:
+def embed_prompt(decoder: Decoder, prompt: Prompt, visual_tokens: Sequence[Sequence[Tensor]]) -> Tensor:
     """The prompt as the decoder reads it: [1, tokens, hidden]."""
     pieces = [
         decoder.embed_tokens(torch.tensor([run.ids]))

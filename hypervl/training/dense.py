@@ -14,11 +14,12 @@ from hypervl.vision import VisionBranch
 # Of a field's loss; else 1. The seven characters of a value together weigh as much as two words.
 _WEIGHTS = {
     **{"suffix": 0.5, "unit": 0.5, "state": 0.5, "colour": 0.5},
-    **{field: 2 / VALUE_CHARACTERS for field in FIELDS if field.startswith("value_")},
+    **{field: 2 / VALUE_CHARACTERS for field in FIELDS if field.startswith(("value_", "read_"))},
 }
 _CHARACTER_WEIGHT = 3.0
 _SIZES = tuple(FIELDS.values())
 _VALUES = [i for i, field in enumerate(FIELDS) if field.startswith("value_")]
+_READS = [i for i, field in enumerate(FIELDS) if field.startswith("read_")]
 
 
 class DenseHead(nn.Module):
@@ -34,9 +35,12 @@ class DenseHead(nn.Module):
         loss = F.cross_entropy(self.kind(rows), targets[:, 0])
         # Most patches are background, which has nothing but its kind: the rest is not computed for them.
         busy = (targets[:, 1:] > 0).any(1)
+        if not bool(busy.any()):
+            return loss, {}
         scores, wanted = self.fields(rows[busy]).split(_SIZES, -1), targets[busy]
         right: dict[str, Tensor] = {}
         value_right = torch.ones(len(wanted), dtype=torch.bool, device=rows.device)
+        read_right = value_right.clone()
         for i, (field, given) in enumerate(zip(FIELDS, scores, strict=True)):
             asked = wanted[:, i] != IGNORE
             if field == "kind" or not bool(asked.any()):
@@ -48,9 +52,14 @@ class DenseHead(nn.Module):
                 right[field] = hit[asked].float().mean()
             elif i in _VALUES:
                 value_right &= hit | ~asked
+            elif i in _READS:
+                read_right &= hit | ~asked
         shown = wanted[:, _VALUES[0]] > 0
         if bool(shown.any()):
             right["value"] = value_right[shown].float().mean()
+        shown = wanted[:, _READS[0]] > 0
+        if bool(shown.any()):
+            right["read"] = read_right[shown].float().mean()
         return loss, right
 
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hypervl.training.targets import character_targets, page_targets, tile_targets, token_targets
+from hypervl.training.targets import (
+    character_targets,
+    page_targets,
+    printed_targets,
+    tile_targets,
+    token_targets,
+)
 from rpi_runtime.images import open_image
 from rpi_runtime.manifest import VisionSpec
 from rpi_runtime.tiling import cut, tile_picture
@@ -29,6 +35,7 @@ READING_LEVELS = (
 _PANELS_PER_BATCH = 1000  # numbers reserved for one batch
 _TILES_PER_PANEL = 10
 _EMPTY_SHARE = 0.15  # of tiles without any element that are kept
+_PAGE_SHARES = (0.7, 0.4, 0.2)  # of dense batches, by level
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,11 @@ class DenseSource:
     seed: int = 0
 
     def build(self, number: int, level: int) -> DenseBatch:
+        """Tiles of panels, or pages of the primer: those hold ten times as many words."""
         chance = random.Random(f"dense:{self.seed}:{number}")
         full = self.spec.tile_side
+        if chance.random() < _PAGE_SHARES[level]:
+            return self._pages(number, level)
         side = chance.choices(self.spec.tile_sides, (0.6, 0.3, 0.1)[: len(self.spec.tile_sides)])[0]
         wanted = min(3 * self.tiles, round(self.tiles * (full / side) ** 2))
         images: list[np.ndarray] = []
@@ -69,6 +79,20 @@ class DenseSource:
         stacked = np.stack(targets[:wanted])
         tokens = np.stack([token_targets(target, self.shuffle) for target in stacked])
         return DenseBatch(np.stack(images[:wanted]), stacked, tokens, np.stack(characters[:wanted]))
+
+    def _pages(self, number: int, level: int) -> DenseBatch:
+        side = self.spec.tile_side
+        first = (number + 1) * _PANELS_PER_BATCH  # far from the pages that `PrimerSource` showed
+        images, targets = [], []
+        characters = np.zeros((self.tiles, side // self.cell, side // self.cell), np.int16)
+        for i in range(self.tiles):
+            page = make_page("train", first + i, side, READING_LEVELS[level].camera, self.seed)
+            images.append(np.asarray(page.image))
+            targets.append(printed_targets(page.printed, side, self.patch))
+            page_targets(page.characters, page.glyphs, self.cell, characters[i])
+        stacked = np.stack(targets)
+        tokens = np.stack([token_targets(target, self.shuffle) for target in stacked])
+        return DenseBatch(np.stack(images), stacked, tokens, characters)
 
     def _tiles(
         self, chance: random.Random, panel: Panel, side: int

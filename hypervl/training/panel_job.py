@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from hypervl.checkpoint import Checkpoint, check_text, save
-from hypervl.config import preset
+from hypervl.config import BRANCHES, preset
 from hypervl.model import HyperVL, build
 from hypervl.text_files import TextFiles
 from hypervl.training import stages
@@ -23,6 +23,7 @@ from hypervl.training.consistency import CONSISTENCIES
 from hypervl.training.feed import workers
 from hypervl.training.history_curve import draw_history
 from hypervl.training.loop import Step, Task, train
+from hypervl.training.positions import initialise_positions
 from hypervl.training.tokenizer import panel_tokenizer
 from hypervl.training.vrc_job import choose_device
 from hypervl.training.vrc_report import code_versions
@@ -76,7 +77,7 @@ def train_base(
     """
     _check(options)
     config = preset(name)
-    if not all(config.vision(branch).stem_channels for branch in ("base", "large")):
+    if not all(config.vision(branch).stem_channels for branch in BRANCHES):
         raise UsageError(
             f"preset {name!r} has branches without a convolutional stem",
             "Dense pretraining reads the stem: use nano.",
@@ -84,6 +85,8 @@ def train_base(
     text_files = _tokenizer(options.work / _TOKENIZER_FOLDER, config.decoder.vocab_size)
     check_text(config, text_files)
     model = build(config, options.seed)
+    for branch in BRANCHES:
+        initialise_positions(model.vision(branch))
 
     def plan(shop: stages.Workshop) -> list[Callable[[], Task]]:
         return [

@@ -14,6 +14,7 @@ import numpy as np
 from rpi_runtime.tiling import Tile
 from vqa.panels import vocabulary as words
 from vqa.panels.panel import Seen
+from vqa.panels.primer import CODE, NAME, NUMBER, UNIT, Printed
 from vqa.panels.scene import KINDS, LAMP_COLOURS, ON
 
 IGNORE = -100  # PyTorch's cross_entropy leaves such targets out
@@ -31,7 +32,8 @@ CHARACTERS = "".join(
 VALUE_CHARACTERS = 7  # the longest plate, "TX-4821"
 _LEGIBLE_PX = 4.5  # capitals lower than this, at the side a tile is encoded at, are not asked for
 
-# Field -> number of classes. 0 stands for "none" everywhere; "value_<i>" is character i of what is shown.
+# Field -> number of classes. 0 stands for "none" everywhere; "value_<i>" is character i of what is shown,
+# "read_<i>" character i from this patch to the right, the easier one, from which the other is put together.
 FIELDS: dict[str, int] = {
     "kind": 1 + len(KINDS),
     "word": 1 + len(WORDS),
@@ -40,6 +42,7 @@ FIELDS: dict[str, int] = {
     "state": 3,  # none, on, off
     "colour": 1 + len(LAMP_COLOURS),
     **{f"value_{i}": 1 + len(CHARACTERS) for i in range(VALUE_CHARACTERS)},
+    **{f"read_{i}": 1 + len(CHARACTERS) for i in range(VALUE_CHARACTERS)},
 }
 _COLUMN = {field: i for i, field in enumerate(FIELDS)}
 
@@ -82,6 +85,12 @@ def tile_targets(elements: tuple[Seen, ...], tile: Tile, side: int, patch: int) 
         last = np.minimum(grid, np.floor(box[2:] / patch + 0.5)).astype(int)
         if (last > first).all():
             targets[first[1] : last[1], first[0] : last[0]] = _element(seen, place, side)
+    for seen in elements:
+        before = len(seen.element.name.replace(" ", ""))
+        glyphs = seen.glyphs[before : before + len(seen.element.value)]
+        if len(glyphs) and not seen.hidden:
+            glyphs = np.concatenate([place.points(glyphs[:, :2]), glyphs[:, 2:] * place.scale], axis=1)
+            _write_reading(targets, seen.element.value, glyphs, side, patch)
     return targets
 
 
@@ -105,9 +114,7 @@ def _element(seen: Seen, place: _Place, side: int) -> np.ndarray:
     elif legible:
         row[_COLUMN["state"]] = 0
         row[_COLUMN["unit"]] = 1 + words.UNITS.index(element.unit) if element.unit else 0
-        for i in range(VALUE_CHARACTERS):
-            shown = i < len(element.value)
-            row[_COLUMN[f"value_{i}"]] = 1 + CHARACTERS.index(element.value[i]) if shown else 0
+        _write_value(row, element.value)
     return row
 
 
@@ -130,6 +137,61 @@ def page_targets(characters: str, glyphs: np.ndarray, cell: int, targets: np.nda
     for i, ((x0, y0), (x1, y1)) in enumerate(zip(first, last, strict=True)):
         known = characters and glyphs[i, 3] >= _LEGIBLE_PX
         targets[y0:y1, x0:x1] = 1 + CHARACTERS.index(characters[i]) if known else IGNORE
+
+
+def printed_targets(printed: tuple[Printed, ...], side: int, patch: int) -> np.ndarray:
+    """As `tile_targets`, of a primer's page: what each word, number, code or unit says, and nothing of
+    what it belongs to."""
+    grid = side // patch
+    targets = np.full((grid, grid, len(FIELDS)), IGNORE, np.int16)
+    targets[..., _COLUMN["kind"]] = 0
+    for one in printed:
+        box = np.concatenate([one.corners.min(0), one.corners.max(0)])
+        high = box[3] - box[1]
+        margin = np.array([0, 0.3 * high])
+        first = np.maximum(0, np.ceil((box[:2] - margin) / patch - 0.5)).astype(int)
+        last = np.minimum(grid, np.floor((box[2:] + margin) / patch + 0.5)).astype(int)
+        if (last <= first).any():
+            continue
+        row = np.full(len(FIELDS), IGNORE, np.int16)
+        if _inside(box, side) and high >= _LEGIBLE_PX:
+            if one.kind == NAME:
+                word, _, suffix = one.text.partition(" ")
+                row[_COLUMN["word"]] = 1 + WORDS.index(word)
+                row[_COLUMN["suffix"]] = 1 + words.SUFFIXES.index(suffix) if suffix else 0
+            elif one.kind == UNIT:
+                row[_COLUMN["unit"]] = 1 + words.UNITS.index(one.text)
+            else:
+                _write_value(row, one.text)
+        targets[first[1] : last[1], first[0] : last[0]] = row
+        if one.kind in (NUMBER, CODE):
+            _write_reading(targets, one.text, one.glyphs, side, patch)
+    return targets
+
+
+def _write_reading(targets: np.ndarray, text: str, glyphs: np.ndarray, side: int, patch: int) -> None:
+    """The characters of `text` from each patch to its right end; those beyond the tile are not asked for."""
+    high = float(glyphs[:, 3].mean())
+    if high < _LEGIBLE_PX:
+        return
+    first, grid = _COLUMN["read_0"], targets.shape[0]
+    seen = [0 < x < side and 0 < y < side for x, y in glyphs[:, :2]]
+    for column in range(grid):
+        begin = int(np.searchsorted(glyphs[:, 0], column * patch))
+        if begin == len(text) or (column + 1) * patch < glyphs[0, 0] - glyphs[0, 2] / 2:
+            continue
+        # Print may be slanted: the row of the first character that is read.
+        low, high_row = (glyphs[begin, 1] + sign * 0.7 * high for sign in (-1, 1))
+        rows = slice(max(0, int(np.ceil(low / patch - 0.5))), max(0, int(np.floor(high_row / patch + 0.5))))
+        for i in range(VALUE_CHARACTERS):
+            at = begin + i
+            value = 0 if at >= len(text) else 1 + CHARACTERS.index(text[at]) if seen[at] else IGNORE
+            targets[rows, column, first + i] = value
+
+
+def _write_value(row: np.ndarray, text: str) -> None:
+    for i in range(VALUE_CHARACTERS):
+        row[_COLUMN[f"value_{i}"]] = 1 + CHARACTERS.index(text[i]) if i < len(text) else 0
 
 
 def _inside(box: np.ndarray, side: int) -> bool:

@@ -13,14 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from converters import vision
 from converters.folding import fold_norms
 from converters.lowering import Component, Traced, lower
 from hypervl.checkpoint import Checkpoint
+from hypervl.vision import VisionBranch
 from hypervl.vrc import VRC as VRCModule
 from hypervl.vrc import MBConv
 from rpi_runtime import tflite_file
 from rpi_runtime.errors import EdgeError
-from rpi_runtime.manifest import DECODER, VISION_BASE, VRC
+from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE, VRC
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = (VRC, VISION_BASE, DECODER)
@@ -155,6 +157,18 @@ def test_batch_norms_are_folded_into_convolutions(
     images = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(fold_norms(module)(images), module(images), atol=1e-5)
     assert any(isinstance(m, nn.BatchNorm2d) for m in module.modules()), "the module itself was changed"
+
+
+def test_a_stems_batch_norms_are_folded_and_the_rest_is_shared(tiny_checkpoint: Checkpoint) -> None:
+    branch = tiny_checkpoint.load_component(VISION_LARGE)
+    assert isinstance(branch, VisionBranch)
+    folded = vision.signatures(branch, (96,))[0].module.component
+    assert isinstance(folded, VisionBranch)
+    images = torch.rand(2, 96, 96, 3, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(folded(images), branch(images), atol=1e-4)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert any(isinstance(m, nn.BatchNorm2d) for m in branch.modules()), "the module itself was changed"
+    assert folded.encoder is branch.encoder
 
 
 # Determinism

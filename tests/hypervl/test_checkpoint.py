@@ -346,7 +346,7 @@ def test_a_tokenizer_with_more_tokens_than_the_decoder_has_rows(copy: Path) -> N
 
 def test_an_end_token_outside_the_vocabulary(copy: Path) -> None:
     (copy / "generation_config.json").write_text('{"eos_token_id": [258, 999]}')
-    assert refusal(copy) == "the tokenizer has token id 999, the decoder's vocabulary ends at 319"
+    assert refusal(copy) == "the tokenizer has token id 999, the decoder's vocabulary ends at 767"
     (copy / "generation_config.json").write_text('{"eos_token_id": "two"}')
     assert "eos_token_id is 'two'" in refusal(copy)
 
@@ -459,6 +459,6 @@ def test_an_untied_head_is_a_tensor_of_its_own(tmp_path: Path) -> None:
     config = preset("nano")
     config = replace(config, decoder=replace(config.decoder, tie_word_embeddings=False))
     save(build(config), tmp_path / "c", byte_tokenizer())
-    assert Checkpoint.open(tmp_path / "c").tensors["decoder.lm_head.weight"].shape == (320, 192)
+    assert Checkpoint.open(tmp_path / "c").tensors["decoder.lm_head.weight"].shape == (768, 192)
     edit_tensors(tmp_path / "c", lambda t: t.pop("decoder.lm_head.weight"))
     assert "1 tensor missing: decoder.lm_head.weight" in refusal(tmp_path / "c")

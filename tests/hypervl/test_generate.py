@@ -23,7 +23,13 @@ from rpi_runtime.errors import UsageError
 from rpi_runtime.prompt import IMAGE, Message, VisualRun
 from rpi_runtime.tokenizer import TextCodec
 
-NANO = preset("nano")
+_TRAINED_SHAPE = preset("nano")
+# transformers' SigLIP, which is compared with here, has no stem.
+NANO = dataclasses.replace(
+    _TRAINED_SHAPE,
+    vision_base=dataclasses.replace(_TRAINED_SHAPE.vision_base, stem_channels=(), stem_blocks=0),
+    vision_large=dataclasses.replace(_TRAINED_SHAPE.vision_large, stem_channels=(), stem_blocks=0),
+)
 QUESTION = "What is this?"
 
 

@@ -10,6 +10,7 @@ import skimage.data
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
@@ -154,3 +155,26 @@ def test_large_activations_stay_finite_in_fp16() -> None:
     halved = branch.half().encode(photos(64).half())
     assert halved.isfinite().all()
     torch.testing.assert_close(halved.float(), exact, rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [192, 64])
+def test_a_stem_is_plain_convolutions_in_front_of_the_patches(side: int) -> None:
+    config = dataclasses.replace(CONFIG, stem_channels=(8, 12, 16), stem_blocks=2)
+    branch = randomised(VisionBranch(config, 48, MEAN, STD))
+    assert isinstance(branch, VisionBranch)
+    x = normalised(photos(side)).permute(0, 3, 1, 2)
+    for i in range(5):
+        state = {n.split(".", 2)[2]: t for n, t in branch.state_dict().items() if n.startswith(f"stem.{i}.")}
+        state = {n.removeprefix("inner."): t for n, t in state.items()}
+        stride = 2 if i < 3 else 1
+        before = 0 if stride == 2 else 1  # TensorFlow's SAME of an even side
+        y = F.conv2d(F.pad(x, (before, 1, before, 1)), state["conv.weight"], stride=stride)
+        norm = [state[f"norm.{n}"] for n in ("running_mean", "running_var", "weight", "bias")]
+        y = F.batch_norm(y, *norm, eps=1e-3).clamp(0, 6)
+        x = y if stride == 2 else x + y
+    assert x.shape == (2, 16, side // 8, side // 8)
+    assert torch.allclose(branch.look(photos(side)), x, atol=1e-5)
+    patches = branch.embeddings.patch_embedding(x).flatten(2).transpose(1, 2) + branch.positions(side)
+    features = branch.post_layernorm(branch.encoder(patches))
+    assert torch.allclose(branch.encode(photos(side)), features, atol=1e-5)

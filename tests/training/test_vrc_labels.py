@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hypervl.checkpoint import Checkpoint
-from hypervl.generate import Cache, _embed
+from hypervl.generate import Cache, embed_prompt
 from hypervl.specs import image_tokens
 from hypervl.training.answer_loss import AnswerLosses, FrozenModel, Losses, Sides
 from hypervl.training.loss_file import LossFile, open_asked
@@ -63,7 +63,7 @@ def direct_loss(frozen: FrozenModel, question: Question, sides: Sides) -> float:
     items = tokenise(frozen.codec, [Message("user", question.text, 1)])
     prompt = layout(items, [plan], frozen.codec, image_tokens(frozen.model.config), frozen.spec.tokens)
     cache = Cache(decoder)
-    logits = cache.feed(_embed(decoder, prompt, [tokens]))
+    logits = cache.feed(embed_prompt(decoder, prompt, [tokens]))
     probabilities = []
     for token in frozen.codec.encode(question.answer, continues=True):
         probabilities.append(torch.softmax(logits[: frozen.codec.vocab_size], 0)[token])

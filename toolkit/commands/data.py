@@ -55,8 +55,9 @@ def make(
         report.print_json(made)
     else:
         report.table(
-            f"{made.folder}: {made.pictures} pictures, {made.questions} questions",
+            "",
             ("type", "questions"),
             [(name, made.types[name]) for name in sorted(made.types, key=lambda t: -made.types[t])],
             right=("questions",),
         )
+        report.note(f"{made.questions} questions about {made.pictures} pictures in {made.folder}.")

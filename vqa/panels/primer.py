@@ -17,7 +17,20 @@ from vqa.panels import camera
 from vqa.panels import vocabulary as words
 from vqa.panels.backgrounds import background
 from vqa.panels.fonts import font_files, with_cap_height
+from vqa.panels.scene import Box
 from vqa.panels.segments import draw_segments, segments_width
+
+NAME, NUMBER, CODE, UNIT = "name", "number", "code", "unit"
+
+
+@dataclass(frozen=True)
+class Printed:
+    """Something printed on a page. Corners are px, [4, 2], clockwise from the upper left."""
+
+    kind: str  # NAME, NUMBER, CODE or UNIT
+    text: str
+    corners: np.ndarray
+    glyphs: np.ndarray  # as those of `Page`, its own
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,7 @@ class Page:
     image: Image.Image  # RGB, square
     characters: str
     glyphs: np.ndarray  # [characters, 4]: middle (x, y), width and height of each, px
+    printed: tuple[Printed, ...]
 
 
 def make_page(split: str, number: int, side: int, strength: float = 1.0, dataset_seed: int = 0) -> Page:
@@ -36,6 +50,7 @@ def make_page(split: str, number: int, side: int, strength: float = 1.0, dataset
         image = Image.blend(image, background(chance, split, size), chance.uniform(0.1, 0.5))
     draw, fonts = ImageDraw.Draw(image), font_files(split)
     found: list[tuple[str, float, float, float, float]] = []
+    boxes: list[tuple[str, str, Box, slice]] = []
     y = chance.uniform(2, 8)
     smallest = 40.0
     while y < side - 12:
@@ -43,42 +58,48 @@ def make_page(split: str, number: int, side: int, strength: float = 1.0, dataset
         smallest = min(smallest, cap)
         x = chance.uniform(-4, 10)
         while x < side - cap:
-            x = (
-                _word(chance, draw, image, chance.choice(fonts), x, y, cap, found)
-                + chance.uniform(0.6, 2.0) * cap
-            )
+            kind, text = _text(chance)
+            first = len(found)
+            end = _print(chance, draw, image, chance.choice(fonts), kind, text, (x, y), cap, found)
+            boxes.append((kind, text, (x, y, end, y + cap), slice(first, len(found))))
+            x = end + chance.uniform(0.6, 2.0) * cap
         y += cap * chance.uniform(1.5, 2.2)
     whole = (0.0, 0.0, float(side), float(side))
     matrix = camera.view(chance, size, whole, 0.7 * strength)
     image = camera.warp(image, whole, matrix, background(chance, split, size))
     image = camera.photograph(chance, image, smallest, strength)
     zoom = abs(float(np.linalg.det(matrix[:2, :2]))) ** 0.5
-    boxes = np.array([glyph[1:] for glyph in found])
-    glyphs = np.concatenate([camera.project_points(matrix, boxes[:, :2]), boxes[:, 2:] * zoom], axis=1)
-    return Page(image, "".join(glyph[0] for glyph in found), glyphs)
+    places = np.array([glyph[1:] for glyph in found])
+    glyphs = np.concatenate([camera.project_points(matrix, places[:, :2]), places[:, 2:] * zoom], axis=1)
+    printed = tuple(
+        Printed(kind, text, camera.project(matrix, box), glyphs[own]) for kind, text, box, own in boxes
+    )
+    return Page(image, "".join(glyph[0] for glyph in found), glyphs, printed)
 
 
-def _word(
+def _text(chance: random.Random) -> tuple[str, str]:
+    kind = chance.choices((NUMBER, NAME, CODE, UNIT), (0.45, 0.3, 0.15, 0.1))[0]
+    if kind == NUMBER:
+        return kind, words.number(chance, chance.choice(words.QUANTITIES))
+    if kind == NAME:
+        return kind, words.name(chance, (*words.MEASURES, *words.DEVICES, *words.ALARMS, *words.PLATES))
+    return kind, words.code(chance) if kind == CODE else chance.choice(words.UNITS)
+
+
+def _print(
     chance: random.Random,
     draw: ImageDraw.ImageDraw,
     image: Image.Image,
     font_file: str,
-    x: float,
-    y: float,
+    kind: str,
+    text: str,
+    corner: tuple[float, float],
     cap: float,
     found: list[tuple[str, float, float, float, float]],
 ) -> float:
-    """Draws a word with its upper left corner at x, y and notes its glyphs; gives its right end."""
-    kind = chance.random()
-    if kind < 0.45:
-        text = words.number(chance, chance.choice(words.QUANTITIES))
-    elif kind < 0.75:
-        text = words.name(chance, (*words.MEASURES, *words.DEVICES, *words.ALARMS, *words.PLATES))
-    elif kind < 0.9:
-        text = words.code(chance)
-    else:
-        text = chance.choice(words.UNITS)
-    segments = kind < 0.45 and chance.random() < 0.6
+    """Draws `text` with its upper left at `corner` and notes its glyphs; gives its right end."""
+    x, y = corner
+    segments = kind == NUMBER and chance.random() < 0.6
     face = image.getpixel(
         (min(image.width - 1, max(0, int(x + cap))), min(image.height - 1, int(y + cap / 2)))
     )

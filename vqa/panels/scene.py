@@ -98,13 +98,11 @@ def _element(
         )
     if kind == SWITCH:
         return Element(SWITCH, name(*words.DEVICES), chance.choice((ON, OFF)))
-    if kind == PLATE:
-        free = [plate for plate in words.PLATES if plate not in taken]
-        if free:
-            taken.add(free[0] if len(free) == 1 else (chosen := chance.choice(free)))
-            return Element(PLATE, free[0] if len(free) == 1 else chosen, words.code(chance))
-        kind = DISPLAY
-    if kind == DISPLAY:
+    free = [plate for plate in words.PLATES if plate not in taken]
+    if kind == PLATE and free:
+        taken.add(plate := chance.choice(free))
+        return Element(PLATE, plate, words.code(chance))
+    if kind in (DISPLAY, PLATE):
         quantity = shared if chance.random() < 0.4 else chance.choice(words.QUANTITIES)
         return Element(DISPLAY, name(*words.MEASURES), words.number(chance, quantity), quantity.unit)
     scale = chance.choice(words.GAUGE_SCALES if kind == GAUGE else words.BAR_SCALES)

@@ -1,0 +1,124 @@
+"""The training loop: exact resume, levels, rates, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypervl.training.feed import AHEAD
+from hypervl.training.loop import Curriculum, Schedule, Step, Task, load_modules, train
+
+_STEPS = 24
+
+
+@dataclass
+class _Numbers:
+    """Batches that hang on their number and level; notes which were made."""
+
+    made: list[tuple[int, int]] = field(default_factory=list)
+
+    def build(self, number: int, level: int) -> Tensor:
+        self.made.append((number, level))
+        generator = torch.Generator().manual_seed(1000 * level + number)
+        return torch.randn(8, 4, generator=generator)
+
+
+def _task(source: _Numbers, schedule: Schedule | None = None, **options: object) -> Task:
+    """A line through noise; the metric "right" is high for some batches and low for the others."""
+    torch.manual_seed(7)
+    model, still = nn.Linear(4, 1), nn.Linear(4, 4)
+
+    def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        noise = 0.1 * torch.rand(8, 1)  # from the state that a resumed run takes over
+        right = torch.tensor(0.9 if batch.mean() > 0.1 else 0.1)
+        return (model(still(batch)) - batch.sum(1, keepdim=True) - noise).pow(2).mean(), {"right": right}
+
+    modules = {"model": model, "still": still}
+    schedule = schedule or Schedule(_STEPS, 1e-2, warmup=4)
+    return Task("tiny", modules, source, loss, schedule, frozen=("still",), **options)  # type: ignore[arg-type]
+
+
+def _weights(task: Task) -> list[Tensor]:
+    return [tensor.clone() for module in task.modules.values() for tensor in module.state_dict().values()]
+
+
+@pytest.mark.parametrize("stops", [(1,), (9, 10), (5, 17, 23)])
+def test_a_run_that_was_stopped_and_goes_on_gives_the_numbers_of_one_that_was_not(
+    stops: tuple[int, ...], tmp_path: Path
+) -> None:
+    rising = Curriculum("right", (0.05, 0.09))
+    whole_source, source = _Numbers(), _Numbers()
+    whole = _task(whole_source, curriculum=rising)
+    expected = train(whole, tmp_path / "whole")
+    for until in (*stops, None):
+        parts = _task(source, curriculum=rising)  # as a new process makes it
+        outcome = train(parts, tmp_path / "parts", until=until)
+    for one, other in zip(_weights(whole), _weights(parts), strict=True):
+        assert torch.equal(one, other)
+    assert source.made == whole_source.made
+    assert outcome.history[-1] == expected.history[-1]
+    assert {level for _, level in source.made} == {0, 1, 2}
+
+
+def test_levels_rise_when_the_metric_passes_and_never_within_what_may_be_in_the_making(
+    tmp_path: Path,
+) -> None:
+    source = _Numbers()
+    outcome = train(_task(source, curriculum=Curriculum("right", (0.05,))), tmp_path)
+    assert source.made == [(number, 1 if number >= 1 + AHEAD else 0) for number in range(_STEPS)]
+    assert outcome.history[-1]["level"] == 1
+
+
+def test_without_thresholds_the_first_level_stays(tmp_path: Path) -> None:
+    source = _Numbers()
+    train(_task(source, first_level=2), tmp_path)
+    assert source.made == [(number, 2) for number in range(_STEPS)]
+
+
+def test_what_is_frozen_is_saved_and_not_trained(tmp_path: Path) -> None:
+    task = _task(_Numbers())
+    model, still = (
+        [t.clone() for t in task.modules[name].state_dict().values()] for name in ("model", "still")
+    )
+    train(task, tmp_path)
+    assert all(map(torch.equal, still, task.modules["still"].state_dict().values()))
+    assert not any(map(torch.equal, model, task.modules["model"].state_dict().values()))
+    loaded = {"model": nn.Linear(4, 1), "still": nn.Linear(4, 4)}
+    load_modules(tmp_path / "tiny.state.pt", dict(loaded))
+    for name, module in loaded.items():
+        assert torch.equal(module.weight, task.modules[name].weight)
+
+
+def test_a_run_that_is_done_does_nothing_more(tmp_path: Path) -> None:
+    first = _task(_Numbers())
+    done = train(first, tmp_path)
+    source = _Numbers()
+    again = _task(source)
+    assert train(again, tmp_path).history == done.history
+    assert source.made == []
+    assert all(map(torch.equal, _weights(first), _weights(again)))
+
+
+def test_listeners_hear_every_twentieth_step_and_the_last(tmp_path: Path) -> None:
+    heard: list[Step] = []
+    outcome = train(_task(_Numbers()), tmp_path, on_step=heard.append)
+    assert [step.step for step in heard] == [20, _STEPS]
+    assert [entry["step"] for entry in outcome.history] == [20, _STEPS]
+    assert heard[-1].metrics.keys() == {"loss", "right"}
+    assert json.loads((tmp_path / "tiny.history.json").read_text()) == list(outcome.history)
+
+
+def test_the_rate_rises_to_its_highest_and_falls_to_its_floor() -> None:
+    schedule = Schedule(steps=1000, rate=2.0, warmup=10, floor=0.05)
+    rates = [schedule.rate_at(step) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == max(rates) == pytest.approx(2.0, rel=1e-3)
+    assert all(a > b for a, b in pairwise(rates[9:]))
+    assert rates[500] == pytest.approx(2.0 * (0.05 + 0.95 / 2))
+    assert rates[1000] == schedule.rate_at(5000) == pytest.approx(2.0 * 0.05)
