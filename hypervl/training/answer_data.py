@@ -91,7 +91,8 @@ class AnswerSource:
             flat = _flat(
                 layout(items, (plan,), codec, self.image_tokens, self.spec.tokens).runs, sides, self.spec
             )
-            end = max(i for i, item in enumerate(flat) if item < 0) + 2  # visual tokens and the image's end
+            last_visual = max(i for i, item in enumerate(flat) if item < 0)
+            end = last_visual + 1 + bool(self.image_tokens.image_end)
             prefix = flat[:end]
             blocks.append((flat[end:], [*codec.encode(one.answer, continues=True), codec.eos_token_ids[0]]))
         return _Sample(prefix, blocks, pixels, tuple(asked))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -59,15 +63,21 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor | None]:
         yield None
         return
     # "spawn": a forked child of a process that runs PyTorch threads may hang.
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _quiet) as pool:
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _serve) as pool:
         try:
             yield pool
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _quiet() -> None:
-    """Ctrl-C is the parent's to handle."""
-    import signal
-
+def _serve() -> None:
+    """Ctrl-C is the parent's to handle; a worker whose parent was killed leaves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

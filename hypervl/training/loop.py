@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hypervl.training.feed import Feed, Source
+from rpi_runtime.errors import EdgeError
 
 _SAVE_SECONDS = 120.0
 _LOG_STEPS = 20
@@ -48,6 +49,7 @@ class Curriculum:
 
     metric: str = ""
     thresholds: tuple[float, ...] = ()
+    settle_steps: int = 50  # at a level, after which the smoothed metric speaks for it
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ def train(
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
             loss, metrics = task.loss(batch)
         optimizer.zero_grad(set_to_none=True)
+        if not bool(torch.isfinite(loss)):
+            raise EdgeError(
+                f"{task.name}: the loss is {float(loss.detach())} at step {progress.step}",
+                f"The training diverged. {folder} holds its last good state; start another seed elsewhere.",
+            )
         loss.backward()
         nn.utils.clip_grad_norm_(trained, _CLIP)
         optimizer.step()
@@ -156,9 +163,13 @@ def _smooth(smooth: dict[str, float], values: dict[str, Tensor]) -> None:
 
 def _raise_level(task: Task, progress: _Progress, feed: Feed) -> None:
     passed, thresholds = feed.level - task.first_level, task.curriculum.thresholds
+    since = feed.levels[-1][0]
+    if progress.step <= since:  # batches of the easier level are still coming
+        progress.smooth.pop(task.curriculum.metric, None)
+    if progress.step < since + task.curriculum.settle_steps:
+        return
     if passed < len(thresholds) and progress.smooth.get(task.curriculum.metric, 0.0) >= thresholds[passed]:
         feed.raise_level()
-        progress.smooth.pop(task.curriculum.metric)  # of the easier level
 
 
 def _save(file: Path, task: Task, optimizer: torch.optim.Optimizer, progress: _Progress) -> None:
@@ -168,6 +179,7 @@ def _save(file: Path, task: Task, optimizer: torch.optim.Optimizer, progress: _P
             "modules": {name: module.state_dict() for name, module in task.modules.items()},
             "optimizer": optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "progress": vars(progress),
         },
         partial,
@@ -183,6 +195,8 @@ def _load(file: Path, task: Task, optimizer: torch.optim.Optimizer, device: torc
         module.load_state_dict(state["modules"][name])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"].cpu())
+    if state["random_cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["random_cuda"].cpu())
     return _Progress(**state["progress"])
 
 

@@ -34,8 +34,9 @@ READING_LEVELS = (
 )
 _PANELS_PER_BATCH = 1000  # numbers reserved for one batch
 _TILES_PER_PANEL = 10
+_FIRST_PAGE = 1_000_000
 _EMPTY_SHARE = 0.15  # of tiles without any element that are kept
-_PAGE_SHARES = (0.7, 0.4, 0.2)  # of dense batches, by level
+_PAGE_SHARES = (0.7, 0.5, 0.4)  # of dense batches, by level
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class DenseSource:
         full = self.spec.tile_side
         if chance.random() < _PAGE_SHARES[level]:
             return self._pages(number, level)
-        side = chance.choices(self.spec.tile_sides, (0.6, 0.3, 0.1)[: len(self.spec.tile_sides)])[0]
+        side = chance.choices(self.spec.tile_sides, [0.5**i for i in range(len(self.spec.tile_sides))])[0]
         wanted = min(3 * self.tiles, round(self.tiles * (full / side) ** 2))
         images: list[np.ndarray] = []
         targets: list[np.ndarray] = []
@@ -82,7 +83,7 @@ class DenseSource:
 
     def _pages(self, number: int, level: int) -> DenseBatch:
         side = self.spec.tile_side
-        first = (number + 1) * _PANELS_PER_BATCH  # far from the pages that `PrimerSource` showed
+        first = _FIRST_PAGE + number * self.tiles  # behind the pages that `PrimerSource` showed
         images, targets = [], []
         characters = np.zeros((self.tiles, side // self.cell, side // self.cell), np.int16)
         for i in range(self.tiles):

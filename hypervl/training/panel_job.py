@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,6 +83,7 @@ def train_base(
             f"preset {name!r} has branches without a convolutional stem",
             "Dense pretraining reads the stem: use nano.",
         )
+    _claim(options, {"preset": name, "config": config.to_dict()})
     text_files = _tokenizer(options.work / _TOKENIZER_FOLDER, config.decoder.vocab_size)
     check_text(config, text_files)
     model = build(config, options.seed)
@@ -114,6 +116,7 @@ def train_dcl(
         raise nearest(consistency, CONSISTENCIES, "consistency")
     opened = Checkpoint.open(checkpoint)
     model = opened.load_model()
+    _claim(options, {"checkpoint": opened.fingerprint()})
     tokenizer = options.work / _TOKENIZER_FOLDER
     tokenizer.mkdir(parents=True, exist_ok=True)
     opened.text_files.write(tokenizer)
@@ -175,6 +178,23 @@ def _tokenizer(folder: Path, vocab_size: int) -> TextFiles:
         text_files = panel_tokenizer(vocab_size)
         text_files.write(folder)
         return text_files
+
+
+def _claim(options: PanelOptions, what: dict[str, Any]) -> None:
+    """Notes in the work folder what is trained there; refuses to go on with the work of another training."""
+    file = options.work / "training.json"
+    ours = {**what, "seed": options.seed, "scale": options.scale, "data_version": DATA_VERSION}
+    ours = json.loads(json.dumps(ours))
+    if file.is_file():
+        theirs = json.loads(file.read_text())
+        different = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+        if different:
+            raise UsageError(
+                f"{options.work} holds the work of another training: {', '.join(different)} differ",
+                "Give another --work, or the options that it was begun with.",
+            )
+    options.work.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(ours, indent=2) + "\n")
 
 
 def _check(options: PanelOptions) -> None:

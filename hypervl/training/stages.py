@@ -27,12 +27,12 @@ from hypervl.training.panel_data import LEVELS, DenseBatch, DenseSource, PrimerB
 
 # Steps and highest rates that suit `nano`. A panel of 12 elements is level 2; levels rise with what is
 # read right.
-PRIMER = Schedule(700, 3e-3)
-DENSE = Schedule(2000, 2e-3)
-ANSWERS = Schedule(1500, 2e-3)
-JOINT = Schedule(2500, 7e-4)
-DCL = Schedule(1500, 1e-3)
-_DENSE_LEVELS = Curriculum("value", (0.35, 0.5))
+PRIMER = Schedule(1500, 3e-3)
+DENSE = Schedule(6000, 2e-3)
+ANSWERS = Schedule(2500, 2e-3)
+JOINT = Schedule(3000, 7e-4)
+DCL = Schedule(2500, 1e-3)
+_DENSE_LEVELS = Curriculum("read", (0.3, 0.4))
 _ANSWER_LEVELS = Curriculum("exact", (0.5, 0.6))
 _TOP = len(LEVELS) - 1
 

@@ -199,11 +199,12 @@ def _inside(box: np.ndarray, side: int) -> bool:
 
 
 def token_targets(targets: np.ndarray, shuffle: int) -> np.ndarray:
-    """Targets of visual tokens [g / shuffle, g / shuffle, fields]: of the most frequent element among its
-    patches, background only where all are."""
+    """Targets of visual tokens [g / shuffle, g / shuffle, fields]: those of the first patch of the most
+    frequent element among its patches, background only where all are."""
     grid, fields = targets.shape[0] // shuffle, targets.shape[2]
     squares = targets.reshape(grid, shuffle, grid, shuffle, fields).transpose(0, 2, 1, 3, 4)
     squares = squares.reshape(grid, grid, shuffle * shuffle, fields)
-    same = (squares[:, :, :, None] == squares[:, :, None, :]).all(-1)
+    element = squares[..., : _COLUMN["read_0"]]  # what is read differs from patch to patch of one element
+    same = (element[:, :, :, None] == element[:, :, None, :]).all(-1)
     votes = same.sum(-1) - shuffle**4 * (squares[..., 0] == 0)
     return np.take_along_axis(squares, votes.argmax(-1)[:, :, None, None], axis=2)[:, :, 0]

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from hypervl.byte_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, text_files
+from hypervl.byte_tokenizer import SPECIAL_TOKENS, text_files
 from hypervl.text_files import TextFiles
-from rpi_runtime.chat_template import ChatTemplate
 from vqa.panels import vocabulary as words
 from vqa.panels.panel import make_panel
 from vqa.panels.questions import ask
@@ -45,12 +44,10 @@ def learn(corpus: Iterable[str], vocab_size: int) -> TextFiles:
 
 
 def _corpus() -> Iterator[str]:
-    template = ChatTemplate(CHAT_TEMPLATE)
     for number in range(_PANELS):
         for asked in ask(make_panel("train", number), 8):
-            yield template.render(
-                [{"role": "user", "content": asked.text}, {"role": "assistant", "content": asked.answer}]
-            )
+            yield f"user\n{asked.text}"
+            yield f"assistant\n{asked.answer}"
     # Every name as a question and as an answer has it, so that none is cut into letters.
     for word in (*words.MEASURES, *words.DEVICES, *words.ALARMS, *words.PLATES, *words.UNITS):
         for _ in range(20):

@@ -52,7 +52,7 @@ def _weights(task: Task) -> list[Tensor]:
 def test_a_run_that_was_stopped_and_goes_on_gives_the_numbers_of_one_that_was_not(
     stops: tuple[int, ...], tmp_path: Path
 ) -> None:
-    rising = Curriculum("right", (0.05, 0.09))
+    rising = Curriculum("right", (0.05, 0.09), settle_steps=2)
     whole_source, source = _Numbers(), _Numbers()
     whole = _task(whole_source, curriculum=rising)
     expected = train(whole, tmp_path / "whole")
@@ -70,8 +70,9 @@ def test_levels_rise_when_the_metric_passes_and_never_within_what_may_be_in_the_
     tmp_path: Path,
 ) -> None:
     source = _Numbers()
-    outcome = train(_task(source, curriculum=Curriculum("right", (0.05,))), tmp_path)
-    assert source.made == [(number, 1 if number >= 1 + AHEAD else 0) for number in range(_STEPS)]
+    outcome = train(_task(source, curriculum=Curriculum("right", (0.05,), settle_steps=3)), tmp_path)
+    first = 3 + AHEAD
+    assert source.made == [(number, 1 if number >= first else 0) for number in range(_STEPS)]
     assert outcome.history[-1]["level"] == 1
 
 

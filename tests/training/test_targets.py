@@ -34,7 +34,8 @@ def _seen(
     element: Element, label: Box, body: Box, text_px: float = 10.0, hidden: bool = False, text: str = ""
 ) -> Seen:
     glyphs = [(label[0] + 4 + 8 * i, (label[1] + label[3]) / 2, 8, 8) for i in range(len(text))]
-    return Seen(element, _corners(label), _corners(body), text_px, hidden, text, np.array(glyphs, float))
+    places = np.array(glyphs, float)
+    return Seen(element, _corners(label), _corners(body), text_px, text_px, hidden, text, places)
 
 
 def _corners(box: Box) -> np.ndarray:
@@ -167,15 +168,33 @@ def test_characters_scale_with_the_tiles_side(side: int) -> None:
     ],
 )
 def test_what_a_page_prints_is_asked_for_and_nothing_else(kind: str, text: str, expected: dict) -> None:
-    printed = (
-        Printed(kind, text, _corners((0, 16, 48, 32))),
-        Printed(kind, text, _corners((40, 48, 90, 64))),
-    )
+    glyphs = np.array([[4 + 6 * i, 24, 6, 16] for i in range(len(text))], float)
+    whole, cut = _corners((0, 16, 48, 32)), _corners((40, 48, 90, 64))
+    printed = (Printed(kind, text, whole, glyphs), Printed(kind, text, cut, np.add(glyphs, [90, 32, 0, 0])))
     targets = printed_targets(printed, 64, 16)
     asked = {field: shown for field, shown in _read(targets[1, 1]).items() if shown is not None}
     assert asked == expected
-    assert (targets[3, 3] == IGNORE).all()  # runs off the page
+    assert set(_read(targets[3, 3]).values()) == {None}  # it runs off the page
     assert _read(targets[0, 0])["kind"] == ""
+
+
+def _reading(row: np.ndarray) -> str:
+    """Characters from a patch to the right; "?" where nothing is asked."""
+    shown = [row[_COLUMN[f"read_{i}"]] for i in range(VALUE_CHARACTERS)]
+    return "".join("?" if v == IGNORE else ("", *CHARACTERS)[v] for v in shown)
+
+
+def test_each_patch_is_asked_for_the_characters_from_it_to_the_right() -> None:
+    name = [(4 + 8 * i, 8, 8, 8) for i in range(5)]
+    value = [(12 + 16 * i, 24, 8, 8) for i in range(4)]
+    label, body = _corners((0, 4, 44, 12)), _corners((0, 16, 64, 32))
+    seen = Seen(_DISPLAY, label, body, 8.0, 8.0, False, "TANK2-3.4", np.array(name + value, float))
+    targets = tile_targets((seen,), _WHOLE, 64, 16)
+    assert [_reading(row) for row in targets[1]] == ["-3.4", "3.4", ".4", "4"]
+    for row in (0, 2, 3):
+        assert {_reading(cell) for cell in targets[row]} == {"?" * VALUE_CHARACTERS}
+    left_half = tile_targets((seen,), Tile(0, 0, 0, (0, 0, 32, 32)), 64, 32)
+    assert [_reading(row) for row in left_half[1]] == ["-3??", "3??"]
 
 
 _PATCHES = st.sampled_from([(0, IGNORE), (1, 5), (1, 6), (2, 5)])

@@ -62,6 +62,12 @@ def project_points(matrix: Matrix, points: np.ndarray) -> np.ndarray:
     return np.asarray(moved[:, :2] / moved[:, 2:])
 
 
+def zoom(matrix: Matrix, x: float, y: float) -> float:
+    """Picture px per upright px at a point: the root of the map's Jacobian, det(H) / w^3."""
+    w = float(matrix[2] @ (x, y, 1.0))
+    return abs(float(np.linalg.det(matrix)) / w**3) ** 0.5
+
+
 def warp(upright: Image.Image, panel: Box, matrix: Matrix, background: Image.Image) -> Image.Image:
     """The panel as the camera sees it, in front of `background`."""
     inverse = np.linalg.inv(matrix)
@@ -120,12 +126,12 @@ def photograph(chance: random.Random, image: Image.Image, cap_px: float, strengt
     pixels *= white
     if chance.random() < 0.35 * strength:
         pixels += _glare(chance, height, width)[..., None]
-    sigma = strength * chance.uniform(0, 9)
+    sigma = strength * chance.uniform(0, 7)
     if sigma > 0.5:
         pixels += _noise(chance, height, width) * np.float32(sigma)
     np.clip(pixels, 0, 255, out=pixels)
     result = Image.fromarray(pixels.astype(np.uint8))
-    blur = strength * chance.uniform(0, 0.075) * cap_px
+    blur = strength * chance.uniform(0, 0.055) * cap_px
     if blur > 0.3:
         result = result.filter(ImageFilter.GaussianBlur(blur))
     if chance.random() < 0.7 * strength:

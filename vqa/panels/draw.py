@@ -28,6 +28,7 @@ class Drawn:
     element: Element
     label: Box  # of its name
     body: Box  # of what shows its value
+    label_px: float  # height of the name's capitals
     text_px: float  # height of what must be read to know its value
     glyphs: tuple[Glyph, ...]  # every character of name, value and unit
 
@@ -112,7 +113,7 @@ class _Pen:
         self.glyphs = []
         self._read(element.name, label_font, middle - label_width / 2, top + label_height / 2)
         body, text_px = getattr(self, f"_{element.kind}")(room, element, font)
-        return Drawn(element, label, body, text_px, tuple(self.glyphs))
+        return Drawn(element, label, body, 0.7 * label_font.size, text_px, tuple(self.glyphs))
 
     def _read(self, text: str, font: ImageFont.FreeTypeFont, left: float, middle: float) -> None:
         """Notes the characters of a `text` that begins at `left`."""
@@ -189,7 +190,8 @@ class _Pen:
             return x + share * radius * math.cos(angle), y - share * radius * math.sin(angle)
 
         tick = max(1, round(radius / 40))
-        number = with_cap_height(font, max(0.75 * self.cap, 0.14 * radius))
+        number_cap = max(0.75 * self.cap, 0.14 * radius)
+        number = with_cap_height(font, number_cap)
         for step in range(scale.steps + 1):
             major = step % scale.label_every == 0
             self.draw.line(
@@ -203,17 +205,22 @@ class _Pen:
         tail, tip = at(element.step, -0.18), at(element.step, 0.84)
         self.draw.line((*tail, *tip), needle, max(2, round(radius / 16)))
         self._circle(x, y, max(2, radius / 12), needle, needle)
-        return (x0, y0, x0 + 2 * radius, y0 + 2 * radius), 0.14 * radius
+        return (x0, y0, x0 + 2 * radius, y0 + 2 * radius), number_cap
 
     def _bar(self, room: Box, element: Element, font: str) -> tuple[Box, float]:
         scale = element.scale
         assert scale is not None
         chance = self.chance
         width, height = room[2] - room[0], room[3] - room[1]
-        upright = height > width if chance.random() < 0.8 else height >= 8 * self.cap
-        long = self._between(min(6 * self.cap, (height, width)[not upright]), (height, width)[not upright])
+        upright = height > width
+        if chance.random() < 0.2 and min(width, height) >= 8 * self.cap:
+            upright = not upright
+        most = height if upright else width
+        long = self._between(min(8 * self.cap, most), most)
         thick = min(max(1.2 * self.cap, 0.16 * long), (width if upright else height) * 0.4)
-        number = with_cap_height(font, max(0.8 * self.cap, 0.07 * long))
+        spare = (width / 4.6 if upright else height / 3) - self.cap / 2
+        number_cap = max(0.8 * self.cap, min(0.07 * long, spare))
+        number = with_cap_height(font, number_cap)
         text_width = max(number.getlength(str(scale.high)), number.getlength(element.unit))
         text_height = 1.5 * (number.getbbox("0")[3] - number.getbbox("0")[1])
         across = thick + (1.3 * text_width if upright else 2 * text_height) + 0.4 * self.cap
@@ -221,7 +228,8 @@ class _Pen:
         fill = chance.choice(tuple(_LAMPS.values()))
         groove = (20, 22, 25) if chance.random() < 0.6 else (240, 240, 240)
         inset = text_height / 2 if upright else text_width / 2
-        start, length = (y + inset, long - 2 * inset) if upright else (x + inset, long - 2 * inset)
+        behind = 0.0 if upright else number.getlength(element.unit) + 0.5 * self.cap  # the bar, for the unit
+        start, length = (y if upright else x) + inset, max(3 * self.cap, long - 2 * inset - behind)
         ink = _ink(self.face)
 
         def place(step: float) -> float:
@@ -249,11 +257,9 @@ class _Pen:
             self.draw.text(
                 (x + thick + 0.6 * self.cap, place(scale.steps * 0.75)), element.unit, ink, number, "lm"
             )
-            return (x, y, x + across, y + long), 0.07 * long
-        self.draw.text(
-            (place(scale.steps * 0.75), y + thick + 0.6 * self.cap), element.unit, ink, number, "ma"
-        )
-        return (x, y, x + long, y + across), 0.07 * long
+            return (x, y, x + across, y + long), number_cap
+        self.draw.text((place(scale.steps) + 0.5 * self.cap, y + thick / 2), element.unit, ink, number, "lm")
+        return (x, y, x + long, y + across), number_cap
 
     def _lamp(self, room: Box, element: Element, font: str) -> tuple[Box, float]:
         chance = self.chance

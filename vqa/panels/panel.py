@@ -40,7 +40,8 @@ class Seen:
     element: Element
     label: np.ndarray
     body: np.ndarray
-    text_px: float  # height of what must be read
+    label_px: float  # height of the name's capitals
+    text_px: float  # height of what must be read to know its value
     hidden: bool  # something lies over it
     characters: str  # of name, value and unit, without spaces
     glyphs: np.ndarray  # [characters, 4]: middle (x, y), width and height of each, px
@@ -73,15 +74,16 @@ def make_panel(split: str, number: int, difficulty: Difficulty = HARD, dataset_s
     if chance.random() < 0.15 * difficulty.camera:
         hides = camera.cover(chance, image, scene.cap_px)
     image = camera.photograph(chance, image, scene.cap_px, difficulty.camera)
-    zoom = abs(float(np.linalg.det(matrix[:2, :2]))) ** 0.5
     seen = []
     for one in drawn:
         label, body = camera.project(matrix, one.label), camera.project(matrix, one.body)
         hidden = hides is not None and (_covers(hides, label) or _covers(hides, body))
+        zoom = camera.zoom(matrix, (one.body[0] + one.body[2]) / 2, (one.body[1] + one.body[3]) / 2)
         boxes = np.array([glyph[1:] for glyph in one.glyphs])
         glyphs = np.concatenate([camera.project_points(matrix, boxes[:, :2]), boxes[:, 2:] * zoom], axis=1)
         characters = "".join(glyph[0] for glyph in one.glyphs)
-        seen.append(Seen(one.element, label, body, one.text_px * zoom, hidden, characters, glyphs))
+        sizes = (one.label_px * zoom, one.text_px * zoom)
+        seen.append(Seen(one.element, label, body, *sizes, hidden, characters, glyphs))
     return Panel(seed, image, tuple(seen))
 
 

@@ -68,7 +68,7 @@ def make_page(split: str, number: int, side: int, strength: float = 1.0, dataset
     matrix = camera.view(chance, size, whole, 0.7 * strength)
     image = camera.warp(image, whole, matrix, background(chance, split, size))
     image = camera.photograph(chance, image, smallest, strength)
-    zoom = abs(float(np.linalg.det(matrix[:2, :2]))) ** 0.5
+    zoom = camera.zoom(matrix, side / 2, side / 2)
     places = np.array([glyph[1:] for glyph in found])
     glyphs = np.concatenate([camera.project_points(matrix, places[:, :2]), places[:, 2:] * zoom], axis=1)
     printed = tuple(

@@ -22,6 +22,10 @@ TYPES = (
     "display", "gauge", "bar", "plate", "unit", "state", "colour", "count", "compare", "where", "what",
     "alarm", "not shown", "json",
 )  # fmt: skip
+# How likely each is the next question. Reading comes first: it is what the model is for.
+_WEIGHTS = dict(
+    zip(TYPES, (4.0, 3.0, 1.5, 1.5, 0.8, 2.0, 0.8, 1.2, 3.0, 1.2, 1.0, 0.8, 1.0, 1.2), strict=True)
+)
 _PLACES = (
     ("top left", "top", "top right"),
     ("left", "centre", "right"),
@@ -45,13 +49,10 @@ def ask(panel: Panel, count: int, seed: str = "") -> list[Asked]:
     for pool in pools.values():
         chance.shuffle(pool)
     found: list[Asked] = []
-    # Reading comes twice as often as any other type: it is what the model is for.
-    order = [t for t in pools for _ in range(2 if t in ("display", "gauge") else 1)]
     while len(found) < count and any(pools.values()):
-        chance.shuffle(order)
-        for kind in order:
-            if pools[kind] and len(found) < count:
-                found.append(pools[kind].pop())
+        kinds = [kind for kind in TYPES if pools[kind]]
+        (kind,) = chance.choices(kinds, [_WEIGHTS[kind] for kind in kinds])
+        found.append(pools[kind].pop())
     return found
 
 
@@ -65,7 +66,7 @@ def _pools(chance: random.Random, panel: Panel) -> dict[str, list[Asked]]:
     for seen in visible:
         _about_one(chance, seen, add)
     if visible:
-        smallest = min(seen.text_px for seen in visible)
+        smallest = min(min(seen.text_px, seen.label_px) for seen in visible)
         _about_places(panel, visible, add)
         _comparisons(visible, add)
         absent = _absent(chance, panel)
@@ -84,7 +85,7 @@ def _pools(chance: random.Random, panel: Panel) -> dict[str, list[Asked]]:
 
 
 def _about_one(chance: random.Random, seen: Seen, add) -> None:  # type: ignore[no-untyped-def]
-    it, size = seen.element, seen.text_px
+    it, size = seen.element, min(seen.text_px, seen.label_px)
     if it.kind in (DISPLAY, GAUGE, BAR):
         question = f"What does {it.name} read?"
         add(it.kind, question, f"{it.value} {it.unit}", size)
@@ -122,11 +123,10 @@ def _about_places(panel: Panel, visible: list[Seen], add) -> None:  # type: igno
     for seen in visible:
         place = places[seen.element.name]
         if place and len(panel.elements) > 1:
-            label_px = float(seen.label[3, 1] - seen.label[0, 1])
-            add("where", f"Where is {seen.element.name}?", place, label_px)
+            add("where", f"Where is {seen.element.name}?", place, seen.label_px)
             if crowd[place] == 1 and None not in places.values():
                 where = "in the centre" if place == "centre" else f"at the {place}"
-                add("what", f"What is {where}?", seen.element.name, label_px)
+                add("what", f"What is {where}?", seen.element.name, seen.label_px)
 
 
 def _place(panel: Panel, seen: Seen) -> str | None:
@@ -148,16 +148,18 @@ def _comparisons(visible: list[Seen], add) -> None:  # type: ignore[no-untyped-d
             if one.element.unit == other.element.unit and a != b:
                 higher = (one if a > b else other).element.name
                 text = f"Which is higher, {one.element.name} or {other.element.name}?"
-                add("compare", text, higher, min(one.text_px, other.text_px))
+                add("compare", text, higher, min(s.text_px for s in (one, other)))
 
 
 def _about_all(chance: random.Random, seen: list[Seen], add) -> None:  # type: ignore[no-untyped-def]
-    smallest = min(one.text_px for one in seen)
+    smallest = min(min(one.text_px, one.label_px) for one in seen)
     lamps = [one.element for one in seen if one.element.kind == LAMP]
     lit = [lamp for lamp in lamps if lamp.value == ON]
     alarm = any(lamp.colour == "red" for lamp in lit)
-    if lamps or chance.random() < 0.2:
+    # Seldom where no lamp is red: a "no" to everything should not score.
+    if chance.random() < (1.0 if any(lamp.colour == "red" for lamp in lamps) else 0.15):
         add("alarm", "Is any alarm on?", "yes" if alarm else "no", smallest)
+    if lamps or chance.random() < 0.2:
         add("count", "How many lamps are on?", str(len(lit)), smallest)
         add("count", "How many lamps are there?", str(len(lamps)), smallest)
     for kind, plural in ((DISPLAY, "displays"), (SWITCH, "switches"), (GAUGE, "round gauges")):

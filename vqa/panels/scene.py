@@ -51,7 +51,8 @@ def sample_scene(
     most_elements: int = MOST_ELEMENTS,
     crowded: bool = False,
 ) -> Scene:
-    """A panel for a picture of `size_px`. Layouts of the "test" split are never drawn in training.
+    """A panel for a picture of `size_px`. Layouts of the "test" split are never drawn in training; one
+    that lacks the room for its pattern is a plain grid.
 
     A `crowded` one has as many elements as there is room for.
     """
@@ -77,9 +78,9 @@ def _element(
     width, height = cell[2] - cell[0], cell[3] - cell[1]
     kinds = [DISPLAY] * 5 + [LAMP] * 3 + [SWITCH] * 2 + [PLATE]
     if min(width, height - 2 * cap) >= 8 * cap:
-        kinds += [GAUGE] * 4
-    if max(width, height - 2 * cap) >= 8 * cap:
-        kinds += [BAR] * 2
+        kinds += [GAUGE] * 7
+    if max(width, height - 3 * cap) >= 8 * cap and min(width, height - 3 * cap) >= 4.5 * cap:
+        kinds += [BAR] * 3
     kind = chance.choice(kinds)
 
     def name(*choices: str) -> str:
@@ -91,8 +92,8 @@ def _element(
         return found
 
     if kind == LAMP:
-        colour = chance.choice(LAMP_COLOURS)
-        state = chance.choice((ON, OFF, OFF) if colour == "red" else (ON, OFF))
+        colour = chance.choice(("red", *LAMP_COLOURS))
+        state = chance.choice((ON, OFF))
         return Element(
             LAMP, name(*(words.ALARMS if colour == "red" else words.DEVICES)), state, colour=colour
         )
@@ -153,7 +154,7 @@ def _mosaic(chance: random.Random, box: Box, width: float, height: float) -> lis
 def _staggered(chance: random.Random, box: Box, width: float, height: float) -> list[Box]:
     """Every other row begins half a cell to the right."""
     rows = _split(box, _count(chance, box[3] - box[1], height), 1)
-    columns = _count(chance, box[2] - box[0], width * 1.3)
+    columns = _count(chance, box[2] - box[0], width)
     cells = []
     for number, row in enumerate(rows):
         if number % 2 and columns > 1:
