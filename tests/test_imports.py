@@ -62,7 +62,15 @@ def test_the_device_side_imports_only_light_libraries(room: str) -> None:
         )
 
 
-@pytest.mark.parametrize("module", ["toolkit.cli", "rpi_runtime.session"])
+def test_asking_questions_needs_only_light_libraries() -> None:
+    """A board evaluates a bundle; plots are drawn where Matplotlib is."""
+    for file in files("vqa"):
+        allowed = LIGHT | set(sys.stdlib_module_names) | {"vqa", "rpi_runtime"}
+        assert imports(file, top_level_only=True) <= allowed, file
+        assert imports(file) <= allowed | {"matplotlib"}, file
+
+
+@pytest.mark.parametrize("module", ["toolkit.cli", "rpi_runtime.session", "vqa.evaluate"])
 def test_importing_it_loads_neither_torch_nor_a_tflite_runtime(module: str) -> None:
     code = f"import sys, {module}; print('\\n'.join(m for m in sys.modules if '.' not in m))"
     loaded = subprocess.run(
@@ -82,5 +90,5 @@ def test_help_loads_no_numpy_either() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.rpartition("loaded:")[2].split())
     assert not loaded & {*HEAVY, "numpy", "PIL", "tokenizers", "jinja2"}
-    for command in ("assemble", "convert", "verify", "inspect", "run", "chat"):
+    for command in ("assemble", "convert", "verify", "inspect", "run", "chat", "eval", "train", "data"):
         assert command in done.stdout

@@ -1,0 +1,112 @@
+"""`toolkit train base` and `dcl`, whole: every stage for a step or a few, on the real preset."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hypervl.checkpoint import Checkpoint
+from hypervl.training.panel_job import PanelOptions, TrainingRecord, train_base, train_dcl
+from rpi_runtime.errors import UsageError
+from tests.conftest import MakeOnce
+
+SCALE = 0.0004  # of the shipped steps: one to three a stage
+
+
+def options(folder: Path, name: str) -> PanelOptions:
+    return PanelOptions(folder / name, folder / f"{name}.work", scale=SCALE, workers=0, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(make_once: MakeOnce) -> Path:
+    """A folder with the checkpoint `base`, its work folder, and what `train_base` returned."""
+
+    def make(folder: Path) -> None:
+        record = train_base("nano", options(folder, "base"))
+        (folder / "record.json").write_text(json.dumps(dataclasses.asdict(record), default=str))
+
+    return make_once("panel-training", make)
+
+
+def test_all_stages_run_and_leave_a_record_and_curves(trained: Path) -> None:
+    record = json.loads((trained / "base.work" / "base.json").read_text())
+    assert [stage["stage"] for stage in record["stages"]] == [
+        "primer_large",
+        "dense_large",
+        "answers",
+        "joint",
+        "primer_base",
+        "dense_base",
+    ]
+    assert all(stage["steps"] >= 1 and stage["metrics"]["loss"] > 0 for stage in record["stages"])
+    assert {"torch", "numpy", "hypervl-edge"} <= record["versions"].keys()
+    assert record["seed"] == 0
+    assert record["data_version"] >= 1
+    for curve in record["curves"]:
+        assert Path(curve).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((trained / "record.json").read_text()) == record
+
+
+def test_the_checkpoint_is_whole_and_in_half_precision(trained: Path) -> None:
+    checkpoint = Checkpoint.open(trained / "base")
+    checkpoint.check_finite()
+    stored = {t.dtype for t in checkpoint.tensors.values() if t.dtype.is_floating_point}
+    assert stored == {torch.float16}
+    assert "<image>" in checkpoint.text_files.special_tokens
+
+
+def test_a_training_that_is_done_is_not_done_again(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    again = dataclasses.replace(options(trained, "base"), output=tmp_path / "again")
+    train_base("nano", again, lambda stage, step: steps.append(stage))
+    assert not steps
+    name = "model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (trained / "base" / name).read_bytes()
+
+
+def test_the_base_branch_alone_changes_under_consistency(trained: Path, tmp_path: Path) -> None:
+    record = train_dcl(trained / "base", "both", options(tmp_path, "dcl"))
+    assert isinstance(record, TrainingRecord)
+    (stage,) = record.stages
+    assert {"answers", "kl", "features", "exact", "exact_large"} <= stage.metrics.keys()
+    before, after = Checkpoint.open(trained / "base"), Checkpoint.open(tmp_path / "dcl")
+    changed = {n.split(".")[0] for n in before.tensors if not torch.equal(before.tensor(n), after.tensor(n))}
+    assert changed == {"vision_base"}
+
+
+def test_terms_that_are_left_out_are_not_in_the_loss(trained: Path, tmp_path: Path) -> None:
+    (stage,) = train_dcl(trained / "base", "none", options(tmp_path, "dcl")).stages
+    assert not {"kl", "features"} & stage.metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 5}, "holds the work of another training: seed differ"),
+        ({"output": Path("base")}, "exists"),
+        ({"scale": 0.0}, "--scale 0"),
+        ({"workers": -1}, "--workers -1"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(
+    trained: Path, tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    output = change.pop("output", None)
+    asked = dataclasses.replace(
+        options(trained, "base"), output=trained / "base" if output else tmp_path / "new", **change
+    )
+    with pytest.raises(UsageError, match=words):
+        train_base("nano", asked)
+
+
+def test_unknown_names_are_answered_with_the_nearest(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown consistency 'bth'"):
+        train_dcl(trained / "base", "bth", options(tmp_path, "dcl"))
+    with pytest.raises(UsageError, match="without a convolutional stem"):
+        train_base("0.6b", options(tmp_path, "base"))
