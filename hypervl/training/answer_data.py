@@ -54,7 +54,6 @@ class AnswerSource:
     questions: int = 12  # per picture, at most
     split: str = "train"
     seed: int = 0
-    full_side_only: bool = False
 
     def build(self, number: int, level: int) -> AnswerBatch:
         chance = random.Random(f"answers:{self.split}:{self.seed}:{number}")
@@ -101,7 +100,7 @@ class AnswerSource:
         """How the picture is routed: the model must answer whatever the VRC decides."""
         sides = self.spec.tile_sides
         kind = chance.choices([k for k, _ in _ROUTED], [w for _, w in _ROUTED])[0]
-        if kind == FULL or self.full_side_only:
+        if kind == FULL:
             return (sides[0],) * tiles
         if kind == FIXED:
             return (chance.choice(sides),) * tiles

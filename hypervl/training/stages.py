@@ -52,7 +52,9 @@ class Workshop:
         """Shared by the two stages that need them."""
         if branch not in self._heads:
             hidden = self.config.decoder.hidden_size
-            self._heads[branch] = DenseHeads(self.config.vision(branch), hidden).to(self.device)
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                self._heads[branch] = DenseHeads(self.config.vision(branch), hidden).to(self.device)
         return self._heads[branch]
 
     @property
@@ -63,15 +65,11 @@ class Workshop:
         steps = max(1, round(schedule.steps * self.scale))
         return replace(schedule, steps=steps, warmup=min(schedule.warmup, max(1, steps // 10)))
 
-    def answers(self, split: str = "train", full_side_only: bool = False) -> AnswerSource:
+    def answers(self, first_seed: int) -> AnswerSource:
+        """Panels of their own for each stage: `first_seed` tells them apart."""
         config = self.config
         return AnswerSource(
-            vision_spec(config),
-            self.tokenizer,
-            image_tokens(config),
-            split=split,
-            seed=self.seed,
-            full_side_only=full_side_only,
+            vision_spec(config), self.tokenizer, image_tokens(config), seed=10 * self.seed + first_seed
         )
 
 
@@ -130,7 +128,7 @@ def answers(shop: Workshop) -> Task:
     return Task(
         "answers",
         modules,
-        shop.answers(),
+        shop.answers(0),
         loss,
         shop.schedule(ANSWERS),
         _ANSWER_LEVELS,
@@ -146,8 +144,7 @@ def joint(shop: Workshop) -> Task:
         return answer_loss(read), exact_shares(read, batch)
 
     modules = {"vision_large": model.vision_large, "decoder": model.decoder}
-    source = replace(shop.answers(), seed=shop.seed + 1)  # not the panels of `answers` again
-    return Task("joint", modules, source, loss, shop.schedule(JOINT), first_level=_TOP)
+    return Task("joint", modules, shop.answers(1), loss, shop.schedule(JOINT), first_level=_TOP)
 
 
 def dcl(shop: Workshop, what: Consistency, name: str = "dcl") -> Task:
@@ -164,7 +161,12 @@ def dcl(shop: Workshop, what: Consistency, name: str = "dcl") -> Task:
         return total, {**losses, **exact_shares(student, batch), "exact_large": teacher_exact}
 
     modules = {name: getattr(model, name) for name in ("vision_base", "vision_large", "decoder")}
-    source = replace(shop.answers(), seed=shop.seed + 2)
     return Task(
-        name, modules, source, loss, shop.schedule(DCL), first_level=_TOP, frozen=("vision_large", "decoder")
+        name,
+        modules,
+        shop.answers(2),
+        loss,
+        shop.schedule(DCL),
+        first_level=_TOP,
+        frozen=("vision_large", "decoder"),
     )

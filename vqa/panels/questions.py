@@ -75,7 +75,7 @@ def _pools(chance: random.Random, panel: Panel) -> dict[str, list[Asked]]:
             for name in absent:
                 add("not shown", f"What does {name} read?", NOT_SHOWN, smallest)
             device = words.name(chance, words.DEVICES)
-            if device not in {seen.element.name for seen in visible}:
+            if chance.random() < 0.4 and device not in {seen.element.name for seen in visible}:
                 add("not shown", f"Is {device} on or off?", NOT_SHOWN, smallest)
             if absent and chance.random() < 0.3:
                 add(
@@ -169,10 +169,10 @@ def _about_all(chance: random.Random, seen: list[Seen], add) -> None:  # type: i
 
 
 def _absent(chance: random.Random, panel: Panel) -> list[str]:
-    """Two names that the panel does not bear; some differ from one that it does by the suffix only."""
+    """A name that the panel does not bear, or none. Some differ by the suffix only from one that it does."""
     present = {seen.element.name for seen in panel.elements}
     names = [words.name(chance, words.MEASURES) for _ in range(4)]
     for seen in panel.elements:
         if seen.element.unit and chance.random() < 0.3:
             names.insert(0, f"{seen.element.name.split(' ')[0]} {chance.choice(words.SUFFIXES)}")
-    return [name for name in dict.fromkeys(names) if name not in present][:2]
+    return [name for name in dict.fromkeys(names) if name not in present][:1]

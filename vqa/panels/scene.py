@@ -62,7 +62,8 @@ def sample_scene(
     left, upper = chance.uniform(0, 1 - share_x) * width, chance.uniform(0, 1 - share_y) * height
     panel = (left, upper, left + share_x * width, upper + share_y * height)
     layout = _full if crowded else chance.choice(_TEST_LAYOUTS if split == "test" else _TRAIN_LAYOUTS)
-    cells = layout(chance, _inset(panel, 0.3 * cap), 11.0 * cap, 6.0 * cap)
+    lowest = chance.choice((6.0, 6.0, 11.5))  # in capitals: the last has room for a round gauge
+    cells = layout(chance, _inset(panel, 0.3 * cap), 11.0 * cap, lowest * cap)
     chance.shuffle(cells)
     share = 1.0 if crowded else chance.choice((1.0, 1.0, 0.8, 0.6))
     keep = max(1, round(min(len(cells), most_elements) * share))
