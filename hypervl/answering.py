@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import time
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hypervl.generate import Cache, embed_prompt, encode_picture
+from hypervl.generate import Cache, answer_tokens, embed_prompt, encode_picture
 from hypervl.model import HyperVL
 from hypervl.specs import image_tokens
 from rpi_runtime.images import open_image
@@ -58,22 +58,15 @@ class ReferenceAnswerer:
             picture = open_image(self._image)
             self._seen = encode_picture(self._model, picture, self._spec, self._routing, self._branch)
         plan, _ = self._seen
-        spellings, items = (
-            image_tokens(self._model.config),
-            tokenise(self._codec, [Message("user", question, 1)]),
-        )
+        spellings = image_tokens(self._model.config)
+        items = tokenise(self._codec, [Message("user", question, 1)])
         prompt = layout(items, (plan,), self._codec, spellings, self._spec.tokens)
         cache = self._behind_picture(prompt)
         logits = cache.feed(self._embedded(Prompt(prompt.after(cache.tokens))))
-        answer: list[int] = []
-        first_token_ms = 0.0
-        while len(answer) < self._max_new_tokens:
-            token = int(np.argmax(logits[: self._codec.vocab_size].numpy()))
-            first_token_ms = first_token_ms or _ms_since(started)
-            if token in self._codec.eos_token_ids:
-                break
-            answer.append(token)
-            logits = cache.feed(self._model.decoder.embed_tokens(torch.tensor([[token]])))
+        tokens = answer_tokens(cache, logits, self._codec, self._max_new_tokens)
+        answer = list(islice(tokens, 1))
+        first_token_ms = _ms_since(started)
+        answer += tokens
         return Reply(
             text=self._codec.decode(answer),
             visual_tokens=prompt.visual_tokens,

@@ -7,7 +7,7 @@ cache grows by concatenation, the most likely token is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,16 +67,21 @@ def generate(
     embeddings = embed_prompt(model.decoder, laid_out, [tokens for _, tokens in encoded])
 
     cache = Cache(model.decoder)
-    logits = cache.feed(embeddings)
-    answer: list[int] = []
-    while len(answer) < max_new_tokens:
+    answer = tuple(answer_tokens(cache, cache.feed(embeddings), codec, max_new_tokens))
+    return Reference(codec.decode(answer), answer, len(answer) < max_new_tokens, plans, laid_out)
+
+
+def answer_tokens(cache: Cache, logits: Tensor, codec: TextCodec, most: int) -> Iterator[int]:
+    """The most likely tokens behind what `cache` holds, whose last `logits` these are, up to the token
+    that ends the answer, and at most `most`."""
+    for number in range(1, most + 1):
         # Ids behind the tokenizer's last one only pad the head.
         token = int(np.argmax(logits[: codec.vocab_size].numpy()))
         if token in codec.eos_token_ids:
-            return Reference(codec.decode(answer), tuple(answer), True, plans, laid_out)
-        answer.append(token)
-        logits = cache.feed(model.decoder.embed_tokens(torch.tensor([[token]])))
-    return Reference(codec.decode(answer), tuple(answer), False, plans, laid_out)
+            return
+        yield token
+        if number < most:
+            logits = cache.feed(cache.decoder.embed_tokens(torch.tensor([[token]])))
 
 
 def encode_picture(
@@ -108,7 +113,7 @@ class Cache:
     """Keys and values of everything fed so far."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+        self.decoder = decoder
         self._kv: list[Tensor] = []  # k0, v0, k1, ..., each [1, kv_heads, tokens, head_dim]
         self.tokens = 0
 
@@ -122,13 +127,13 @@ class Cache:
         return logits[0, -1]
 
     def _run(self, embeddings: Tensor, want_logits: bool) -> Tensor | None:
-        count, config = embeddings.shape[1], self._decoder.config
+        count, config = embeddings.shape[1], self.decoder.config
         positions = torch.arange(self.tokens, self.tokens + count)
-        logits, new = self._decoder(
+        logits, new = self.decoder(
             embeddings,
             *rope_table(positions, config.head_dim, config.rope_theta),
             attention_mask(count, cached=self.tokens, slots=self.tokens),
-            self._kv or self._decoder.empty_kv(),
+            self._kv or self.decoder.empty_kv(),
             want_logits,
         )
         self._kv = [torch.cat(pair, dim=2) for pair in zip(self._kv, new, strict=True)] if self._kv else new

@@ -14,12 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from hypervl.training.panel_data import LEVELS, as_bytes
 from hypervl.training.targets import IGNORE
 from rpi_runtime.images import open_image
 from rpi_runtime.manifest import ImageTokens, VisionSpec
-from rpi_runtime.prompt import ImagePlan, Message, TokenRun, layout, tokenise
+from rpi_runtime.prompt import ImagePlan, Message, Run, TokenRun, layout, tokenise
 from rpi_runtime.tiling import cut, plan_grid, tile_picture
 from rpi_runtime.tokenizer import TextCodec
 from vqa.panels.panel import make_panel, panel_size
@@ -65,9 +66,8 @@ class AnswerSource:
             panel_number += 1
             size = panel_size(self.split, where, difficulty, self.seed)
             count = len(plan_grid(*size, self.spec).tiles)
-            if (
-                not fewest <= count <= most and panel_number % 100
-            ):  # a level may have no picture of this class
+            # Every hundredth is taken as it is: a level may have no picture of this class.
+            if not fewest <= count <= most and panel_number % 100:
                 continue
             panel = make_panel(self.split, where, difficulty, self.seed)
             asked = ask(panel, self.questions)
@@ -76,7 +76,7 @@ class AnswerSource:
                 tiles += count
         return _stack(samples, self.spec)
 
-    def _sample(self, chance: random.Random, image, asked: Sequence[Asked]) -> _Sample:  # type: ignore[no-untyped-def]
+    def _sample(self, chance: random.Random, image: Image.Image, asked: Sequence[Asked]) -> _Sample:
         codec = _codec(self.tokenizer)
         picture = open_image(image)
         grid = tile_picture(picture, self.spec)
@@ -119,7 +119,7 @@ class _Sample:
         return len(self.prefix) + sum(len(q) + len(a) - 1 for q, a in self.blocks)
 
 
-def _flat(runs, sides: Sequence[int], spec: VisionSpec) -> list[int]:  # type: ignore[no-untyped-def]
+def _flat(runs: Sequence[Run], sides: Sequence[int], spec: VisionSpec) -> list[int]:
     """Token ids in order; visual token n of the picture is -1 - n."""
     starts = np.cumsum([0, *(spec.tokens(side) for side in sides)])
     flat: list[int] = []

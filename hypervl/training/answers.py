@@ -59,7 +59,7 @@ def answer_loss(read: Read) -> Tensor:
 
 @torch.no_grad()
 def exact_shares(read: Read, batch: AnswerBatch) -> dict[str, Tensor]:
-    """ "exact": questions of which every token is the most likely one; "token": tokens that are."""
+    """Shares: "exact" of questions whose every token is the most likely one, "token" of such tokens."""
     hit = (read.logits.argmax(-1) == read.targets).cpu()
     rows, columns = (batch.target != IGNORE).nonzero()
     most = int(batch.segment.max()) + 1

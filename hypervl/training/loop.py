@@ -198,10 +198,3 @@ def _load(file: Path, task: Task, optimizer: torch.optim.Optimizer, device: torc
     if state["random_cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["random_cuda"].cpu())
     return _Progress(**state["progress"])
-
-
-def load_modules(file: Path, modules: dict[str, nn.Module]) -> None:
-    """Puts the weights that a stage left into `modules`, by their names in its `Task`."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    for name, module in modules.items():
-        module.load_state_dict(state["modules"][name])

@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,9 @@ from hypervl.training.consistency import CONSISTENCIES
 from hypervl.training.feed import workers
 from hypervl.training.history_curve import draw_history
 from hypervl.training.loop import Step, Task, train
+from hypervl.training.machine import choose_device, code_versions
 from hypervl.training.positions import initialise_positions
 from hypervl.training.tokenizer import panel_tokenizer
-from hypervl.training.vrc_job import choose_device
-from hypervl.training.vrc_report import code_versions
 from rpi_runtime.errors import CheckpointError, UsageError, nearest
 from vqa.panels.vocabulary import DATA_VERSION
 
@@ -90,17 +90,16 @@ def train_base(
     for branch in BRANCHES:
         initialise_positions(model.vision(branch))
 
-    def plan(shop: stages.Workshop) -> list[Callable[[], Task]]:
-        return [
-            lambda: stages.primer(shop, "large"),
-            lambda: stages.dense(shop, "large"),
-            lambda: stages.answers(shop),
-            lambda: stages.joint(shop),
-            lambda: stages.primer(shop, "base"),
-            lambda: stages.dense(shop, "base"),
-        ]
-
-    return _run(f"base {name}", model, text_files, plan, options, on_step)
+    shop = _workshop(model, options)
+    tasks = (
+        stages.primer(shop, "large"),
+        stages.dense(shop, "large"),
+        stages.answers(shop),
+        stages.joint(shop),
+        stages.primer(shop, "base"),
+        stages.dense(shop, "base"),
+    )
+    return _run(f"base {name}", shop, tasks, text_files, options, on_step)
 
 
 def train_dcl(
@@ -122,37 +121,34 @@ def train_dcl(
     opened.text_files.write(tokenizer)
     name = "dcl" if consistency == "both" else f"dcl_{consistency}"
 
-    def plan(shop: stages.Workshop) -> list[Callable[[], Task]]:
-        return [lambda: stages.dcl(shop, CONSISTENCIES[consistency], name)]
+    shop = _workshop(model, options)
+    task = stages.dcl(shop, CONSISTENCIES[consistency], name)
+    return _run(name, shop, (task,), opened.text_files, options, on_step)
 
-    return _run(name, model, opened.text_files, plan, options, on_step)
+
+def _workshop(model: HyperVL, options: PanelOptions) -> stages.Workshop:
+    device = choose_device(options.device)
+    tokenizer = options.work / _TOKENIZER_FOLDER
+    return stages.Workshop(model.to(device), tokenizer, device, options.seed, options.scale)
 
 
 def _run(
     what: str,
-    model: HyperVL,
+    shop: stages.Workshop,
+    tasks: Sequence[Task],
     text_files: TextFiles,
-    plan: Callable[[stages.Workshop], Sequence[Callable[[], Task]]],
     options: PanelOptions,
     on_step: OnStep,
 ) -> TrainingRecord:
-    device = choose_device(options.device)
-    shop = stages.Workshop(
-        model.to(device), options.work / _TOKENIZER_FOLDER, device, options.seed, options.scale
-    )
+    device = shop.device
     records, curves = [], []
     with workers(options.workers) as pool:
-        for make in plan(shop):
-            task = make()
-
-            def tell(step: Step, name: str = task.name) -> None:
-                on_step(name, step)
-
-            result = train(task, options.work, pool, device, options.seed, tell)
+        for task in tasks:
+            result = train(task, options.work, pool, device, options.seed, partial(on_step, task.name))
             final = {k: v for k, v in result.history[-1].items() if k not in ("step", "level")}
             records.append(StageRecord(task.name, task.schedule.steps, result.seconds, final))
             curves.append(draw_history(task.name, result.history, options.work / f"{task.name}.png"))
-    save(model.cpu().eval(), options.output, text_files, dtype=options.dtype, replace=options.replace)
+    save(shop.model.cpu().eval(), options.output, text_files, dtype=options.dtype, replace=options.replace)
     record = TrainingRecord(
         output=options.output,
         what=what,

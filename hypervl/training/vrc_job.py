@@ -20,16 +20,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from hypervl.checkpoint import DTYPES, Checkpoint, write
 from hypervl.config import BRANCHES
 from hypervl.training.answer_loss import FrozenModel
 from hypervl.training.loss_file import AskedPicture, LossFile, open_asked
+from hypervl.training.machine import choose_device, code_versions
 from hypervl.training.question_vrc import try_question_vrc
 from hypervl.training.vrc_labels import Rule, routed_sides
-from hypervl.training.vrc_report import Trial, VRCReport, code_versions
+from hypervl.training.vrc_report import Trial, VRCReport
 from hypervl.training.vrc_training import TrainSettings
 from hypervl.training.vrc_trial import OnProgress, Trials, data_digest, stored_dtype
 from hypervl.training.vrc_views import split
@@ -40,7 +40,6 @@ from rpi_runtime.tokenizer import TextCodec
 from vqa.dataset import Dataset
 
 ROUTINGS = ("tile", "image")
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -140,15 +139,6 @@ def choose(trials: Sequence[Trial], tolerance: float, floor: float) -> int:
     if good:
         return min(good, key=lambda i: trials[i].after.tokens_kept)
     return min(range(len(trials)), key=ratios.__getitem__)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU when there is one. Raises `UsageError`."""
-    if name not in DEVICES:
-        raise nearest(name, DEVICES, "device")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("this PyTorch sees no CUDA device", "Use --device cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _check(options: VRCOptions) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +68,3 @@ class VRCReport:
         scratch = path.with_suffix(".partial")
         scratch.write_text(content + "\n", encoding="utf-8")
         scratch.replace(path)
-
-
-def code_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    packages = ("hypervl-edge", "torch", "numpy", "pillow", "tokenizers")
-    return {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}}

@@ -47,6 +47,11 @@ class Seen:
     glyphs: np.ndarray  # [characters, 4]: middle (x, y), width and height of each, px
 
     @property
+    def smallest_px(self) -> float:
+        """Height of the smallest thing that must be read, of name and value."""
+        return min(self.text_px, self.label_px)
+
+    @property
     def centre(self) -> tuple[float, float]:
         points = np.concatenate([self.label, self.body])
         low, high = points.min(0), points.max(0)

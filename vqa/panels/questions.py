@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vqa.panels import vocabulary as words
@@ -32,6 +33,9 @@ _PLACES = (
     ("bottom left", "bottom", "bottom right"),
 )
 _CLEAR = 0.035  # of the picture: nearer to a border between two places, nobody asks where something is
+
+
+Add = Callable[[str, str, str, float], None]  # type, question, answer, px of the smallest thing to read
 
 
 @dataclass(frozen=True)
@@ -66,26 +70,24 @@ def _pools(chance: random.Random, panel: Panel) -> dict[str, list[Asked]]:
     for seen in visible:
         _about_one(chance, seen, add)
     if visible:
-        smallest = min(min(seen.text_px, seen.label_px) for seen in visible)
+        smallest = min(seen.smallest_px for seen in visible)
         _about_places(panel, visible, add)
         _comparisons(visible, add)
         absent = _absent(chance, panel)
         if len(visible) == len(panel.elements):
             _about_all(chance, visible, add)
-            for name in absent:
-                add("not shown", f"What does {name} read?", NOT_SHOWN, smallest)
+            if absent:
+                add("not shown", f"What does {absent} read?", NOT_SHOWN, smallest)
             device = words.name(chance, words.DEVICES)
             if chance.random() < 0.4 and device not in {seen.element.name for seen in visible}:
                 add("not shown", f"Is {device} on or off?", NOT_SHOWN, smallest)
             if absent and chance.random() < 0.3:
-                add(
-                    "json", f"What does {absent[0]} read?{JSON_SUFFIX}", json.dumps({"value": None}), smallest
-                )
+                add("json", f"What does {absent} read?{JSON_SUFFIX}", json.dumps({"value": None}), smallest)
     return pools
 
 
-def _about_one(chance: random.Random, seen: Seen, add) -> None:  # type: ignore[no-untyped-def]
-    it, size = seen.element, min(seen.text_px, seen.label_px)
+def _about_one(chance: random.Random, seen: Seen, add: Add) -> None:
+    it, size = seen.element, seen.smallest_px
     if it.kind in (DISPLAY, GAUGE, BAR):
         question = f"What does {it.name} read?"
         add(it.kind, question, f"{it.value} {it.unit}", size)
@@ -117,7 +119,7 @@ def _under(seen: Seen) -> bool:
     return bool(seen.body[:, 1].mean() > seen.label[:, 1].mean())
 
 
-def _about_places(panel: Panel, visible: list[Seen], add) -> None:  # type: ignore[no-untyped-def]
+def _about_places(panel: Panel, visible: list[Seen], add: Add) -> None:
     places = {seen.element.name: _place(panel, seen) for seen in panel.elements}
     crowd = Counter(places.values())
     for seen in visible:
@@ -140,7 +142,7 @@ def _place(panel: Panel, seen: Seen) -> str | None:
     return _PLACES[cell[1]][cell[0]]
 
 
-def _comparisons(visible: list[Seen], add) -> None:  # type: ignore[no-untyped-def]
+def _comparisons(visible: list[Seen], add: Add) -> None:
     numbers = [seen for seen in visible if seen.element.unit]
     for i, one in enumerate(numbers):
         for other in numbers[i + 1 :]:
@@ -151,8 +153,8 @@ def _comparisons(visible: list[Seen], add) -> None:  # type: ignore[no-untyped-d
                 add("compare", text, higher, min(s.text_px for s in (one, other)))
 
 
-def _about_all(chance: random.Random, seen: list[Seen], add) -> None:  # type: ignore[no-untyped-def]
-    smallest = min(min(one.text_px, one.label_px) for one in seen)
+def _about_all(chance: random.Random, seen: list[Seen], add: Add) -> None:
+    smallest = min(one.smallest_px for one in seen)
     lamps = [one.element for one in seen if one.element.kind == LAMP]
     lit = [lamp for lamp in lamps if lamp.value == ON]
     alarm = any(lamp.colour == "red" for lamp in lit)
@@ -168,11 +170,11 @@ def _about_all(chance: random.Random, seen: list[Seen], add) -> None:  # type: i
             add("count", f"How many {plural} are there?", str(count), smallest)
 
 
-def _absent(chance: random.Random, panel: Panel) -> list[str]:
+def _absent(chance: random.Random, panel: Panel) -> str | None:
     """A name that the panel does not bear, or none. Some differ by the suffix only from one that it does."""
     present = {seen.element.name for seen in panel.elements}
     names = [words.name(chance, words.MEASURES) for _ in range(4)]
     for seen in panel.elements:
         if seen.element.unit and chance.random() < 0.3:
             names.insert(0, f"{seen.element.name.split(' ')[0]} {chance.choice(words.SUFFIXES)}")
-    return [name for name in dict.fromkeys(names) if name not in present][:1]
+    return next((name for name in names if name not in present), None)
