@@ -51,7 +51,7 @@ class AnswerSource:
     spec: VisionSpec
     tokenizer: Path  # folder of a checkpoint, whose tokenizer and template are used
     image_tokens: ImageTokens
-    tiles: int = 56  # per batch, about
+    tiles: int = 28  # per batch, about
     questions: int = 12  # per picture, at most
     split: str = "train"
     seed: int = 0

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hypervl.training.feed import Feed, Source
+from hypervl.training.optimizers import make_optimizers
 from rpi_runtime.errors import EdgeError
 
 _SAVE_SECONDS = 120.0
@@ -33,14 +34,16 @@ Loss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 class Schedule:
     steps: int
     rate: float  # the highest learning rate; warmed up to it, then down along a cosine to `floor` of it
+    matrix_rate: float = 0.0  # the same, of matrices under Muon; 0 leaves all to AdamW
     warmup: int = 100
     floor: float = 0.05
     weight_decay: float = 0.02
 
-    def rate_at(self, step: int) -> float:
+    def share_at(self, step: int) -> float:
+        """Of the highest rates, at `step`."""
         warm = min(1.0, (step + 1) / self.warmup)
         share = min(1.0, step / self.steps)
-        return self.rate * warm * (self.floor + (1 - self.floor) * (0.5 + 0.5 * math.cos(math.pi * share)))
+        return warm * (self.floor + (1 - self.floor) * (0.5 + 0.5 * math.cos(math.pi * share)))
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,13 @@ class Task:
     curriculum: Curriculum = field(default_factory=Curriculum)
     first_level: int = 0
     frozen: tuple[str, ...] = ()  # of `modules`: saved, and not trained
+    classifiers: tuple[str, ...] = ()  # of `modules`: give class scores, and are not for Muon
+
+    def parts(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        """What is trained: networks, and classifiers."""
+        trained = {name: module for name, module in self.modules.items() if name not in self.frozen}
+        classifiers = [module for name, module in trained.items() if name in self.classifiers]
+        return [module for name, module in trained.items() if name not in self.classifiers], classifiers
 
 
 @dataclass
@@ -106,24 +116,24 @@ def train(
     trained = [p for name, m in task.modules.items() if name not in task.frozen for p in m.parameters()]
     for name, module in task.modules.items():
         module.to(device).train(name not in task.frozen).requires_grad_(name not in task.frozen)
-    optimizer = torch.optim.AdamW(
-        _groups(trained, task.schedule.weight_decay), lr=task.schedule.rate, betas=(0.9, 0.98)
-    )
+    schedule = task.schedule
+    optimizers = make_optimizers(*task.parts(), schedule.rate, schedule.matrix_rate, schedule.weight_decay)
     progress = _Progress(levels=[(0, task.first_level)])
     torch.manual_seed(seed)
     if state_file.is_file():
-        progress = _load(state_file, task, optimizer, device)
+        progress = _load(state_file, task, optimizers, device)
     feed = Feed(task.source, pool, progress.step, progress.levels)
     last = task.schedule.steps if until is None else min(until, task.schedule.steps)
     saved = started = time.monotonic()
     before = progress.seconds
     while progress.step < last:
-        for group in optimizer.param_groups:
-            group["lr"] = task.schedule.rate_at(progress.step)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = group["highest_lr"] * schedule.share_at(progress.step)
         batch = feed.take()
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
             loss, metrics = task.loss(batch)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         if not bool(torch.isfinite(loss)):
             raise EdgeError(
                 f"{task.name}: the loss is {float(loss.detach())} at step {progress.step}",
@@ -131,7 +141,8 @@ def train(
             )
         loss.backward()
         nn.utils.clip_grad_norm_(trained, _CLIP)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         progress.step += 1
         progress.seconds = before + time.monotonic() - started
         _smooth(progress.smooth, {"loss": loss, **metrics})
@@ -140,18 +151,10 @@ def train(
             progress.history.append({"step": progress.step, "level": feed.level, **progress.smooth})
             on_step(Step(progress.step, task.schedule.steps, feed.level, progress.smooth, progress.seconds))
         if time.monotonic() - saved > _SAVE_SECONDS:
-            _save(state_file, task, optimizer, progress)
+            _save(state_file, task, optimizers, progress)
             saved = time.monotonic()
-    _save(state_file, task, optimizer, progress)
+    _save(state_file, task, optimizers, progress)
     return Outcome(tuple(progress.history), progress.seconds)
-
-
-def _groups(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; norms, biases and position tables of one row do not."""
-    return [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
 
 
 def _smooth(smooth: dict[str, float], values: dict[str, Tensor]) -> None:
@@ -172,12 +175,12 @@ def _raise_level(task: Task, progress: _Progress, feed: Feed) -> None:
         feed.raise_level()
 
 
-def _save(file: Path, task: Task, optimizer: torch.optim.Optimizer, progress: _Progress) -> None:
+def _save(file: Path, task: Task, optimizers: list[torch.optim.Optimizer], progress: _Progress) -> None:
     partial = file.with_suffix(".partial")
     torch.save(
         {
             "modules": {name: module.state_dict() for name, module in task.modules.items()},
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "progress": vars(progress),
@@ -189,11 +192,12 @@ def _save(file: Path, task: Task, optimizer: torch.optim.Optimizer, progress: _P
     history.write_text(json.dumps(progress.history))
 
 
-def _load(file: Path, task: Task, optimizer: torch.optim.Optimizer, device: torch.device) -> _Progress:
+def _load(file: Path, task: Task, optimizers: list[torch.optim.Optimizer], device: torch.device) -> _Progress:
     state = torch.load(file, map_location=device, weights_only=True)
     for name, module in task.modules.items():
         module.load_state_dict(state["modules"][name])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, its in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(its)
     torch.set_rng_state(state["random"].cpu())
     if state["random_cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["random_cuda"].cpu())

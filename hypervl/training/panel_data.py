@@ -55,7 +55,7 @@ class DenseSource:
     patch: int
     shuffle: int
     cell: int  # px that one cell of the stem's output stands for
-    tiles: int = 32  # per batch at the full side; more at smaller ones
+    tiles: int = 12  # per batch at the full side; more at smaller ones
     seed: int = 0
 
     def build(self, number: int, level: int) -> DenseBatch:

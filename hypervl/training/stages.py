@@ -28,13 +28,14 @@ from hypervl.training.panel_data import LEVELS, DenseBatch, DenseSource, PrimerB
 # Steps and highest rates that suit `nano`. A panel of 12 elements is level 2; levels rise with what is
 # read right.
 PRIMER = Schedule(1500, 3e-3)
-DENSE = Schedule(6000, 2e-3)
-ANSWERS = Schedule(2500, 2e-3)
-JOINT = Schedule(3000, 7e-4)
-DCL = Schedule(2500, 1e-3)
+DENSE = Schedule(5000, 1.4e-3, 4e-3)
+ANSWERS = Schedule(3000, 1.4e-3, 4e-3)
+JOINT = Schedule(4000, 7e-4, 2e-3)
+DCL = Schedule(4000, 7e-4, 2e-3)
 _DENSE_LEVELS = Curriculum("read", (0.3, 0.4))
 _ANSWER_LEVELS = Curriculum("exact", (0.5, 0.6))
 _TOP = len(LEVELS) - 1
+_HEADS = ("heads",)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,13 @@ def primer(shop: Workshop, branch: str) -> Task:
 
     modules = {f"vision_{branch}": vision, "heads": heads}
     return Task(
-        f"primer_{branch}", modules, source, loss, shop.schedule(PRIMER), Curriculum("character", (0.35, 0.5))
+        f"primer_{branch}",
+        modules,
+        source,
+        loss,
+        shop.schedule(PRIMER),
+        Curriculum("character", (0.35, 0.5)),
+        classifiers=_HEADS,
     )
 
 
@@ -111,7 +118,8 @@ def dense(shop: Workshop, branch: str) -> Task:
         return dense_loss(vision, heads, images, *targets)
 
     modules = {f"vision_{branch}": vision, "heads": heads}
-    return Task(f"dense_{branch}", modules, source, loss, shop.schedule(DENSE), _DENSE_LEVELS)
+    schedule = shop.schedule(DENSE)
+    return Task(f"dense_{branch}", modules, source, loss, schedule, _DENSE_LEVELS, classifiers=_HEADS)
 
 
 def answers(shop: Workshop) -> Task:

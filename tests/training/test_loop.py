@@ -40,7 +40,7 @@ def _task(source: _Numbers, schedule: Schedule | None = None, **options: object)
         return (model(still(batch)) - batch.sum(1, keepdim=True) - noise).pow(2).mean(), {"right": right}
 
     modules = {"model": model, "still": still}
-    schedule = schedule or Schedule(_STEPS, 1e-2, warmup=4)
+    schedule = schedule or Schedule(_STEPS, 1e-2, 1e-2, warmup=4)
     return Task("tiny", modules, source, loss, schedule, frozen=("still",), **options)  # type: ignore[arg-type]
 
 
@@ -118,9 +118,21 @@ def test_listeners_hear_every_twentieth_step_and_the_last(tmp_path: Path) -> Non
 
 def test_the_rate_rises_to_its_highest_and_falls_to_its_floor() -> None:
     schedule = Schedule(steps=1000, rate=2.0, warmup=10, floor=0.05)
-    rates = [schedule.rate_at(step) for step in range(1001)]
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[9] == max(rates) == pytest.approx(2.0, rel=1e-3)
-    assert all(a > b for a, b in pairwise(rates[9:]))
-    assert rates[500] == pytest.approx(2.0 * (0.05 + 0.95 / 2))
-    assert rates[1000] == schedule.rate_at(5000) == pytest.approx(2.0 * 0.05)
+    shares = [schedule.share_at(step) for step in range(1001)]
+    assert shares[0] == pytest.approx(0.1)
+    assert shares[9] == max(shares) == pytest.approx(1.0, rel=1e-3)
+    assert all(a > b for a, b in pairwise(shares[9:]))
+    assert shares[500] == pytest.approx(0.05 + 0.95 / 2)
+    assert shares[1000] == schedule.share_at(5000) == pytest.approx(0.05)
+
+
+def test_both_rates_follow_the_schedule(tmp_path: Path) -> None:
+    """At a rate of 0 nothing moves; the matrix moves at the other."""
+    task = _task(_Numbers(), Schedule(_STEPS, rate=0.0, matrix_rate=0.01, weight_decay=0.0))
+    before = {name: value.clone() for name, value in task.modules["model"].state_dict().items()}
+    train(task, tmp_path)
+    after = task.modules["model"].state_dict()
+    assert torch.equal(before["bias"], after["bias"])
+    # A matrix of one row is turned into one of length 1: its steps add up to the shares of the rate.
+    path = sum(task.schedule.share_at(step) for step in range(_STEPS)) * 0.01 * 0.2 * 4**0.5
+    assert 0 < float((after["weight"] - before["weight"]).norm()) < 1.2 * path
