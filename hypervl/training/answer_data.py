@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hypervl.training.panel_data import LEVELS, as_bytes
+from hypervl.training.panel_data import LEVELS
 from hypervl.training.targets import IGNORE
+from hypervl.training.tile_bytes import cut_bytes
 from rpi_runtime.images import open_image
 from rpi_runtime.manifest import ImageTokens, VisionSpec
 from rpi_runtime.prompt import ImagePlan, Message, Run, TokenRun, layout, tokenise
-from rpi_runtime.tiling import cut, plan_grid, tile_picture
+from rpi_runtime.tiling import plan_grid, tile_picture
 from rpi_runtime.tokenizer import TextCodec
 from vqa.panels.panel import make_panel, panel_size
 from vqa.panels.questions import Asked, ask
@@ -82,7 +83,7 @@ class AnswerSource:
         grid = tile_picture(picture, self.spec)
         sides = self._sides(chance, len(grid.tiles))
         plan = ImagePlan("", "", grid.columns, grid.rows, sides, grid.tiles[-1].is_thumbnail)
-        pixels = [as_bytes(cut(picture, tile, side)) for tile, side in zip(grid.tiles, sides, strict=True)]
+        pixels = [cut_bytes(picture, tile, side) for tile, side in zip(grid.tiles, sides, strict=True)]
         prefix: list[int] = []  # token ids; -1 - n for visual token n of the picture
         blocks: list[tuple[list[int], list[int]]] = []
         for one in asked:

@@ -15,9 +15,10 @@ from hypervl.training.targets import (
     tile_targets,
     token_targets,
 )
+from hypervl.training.tile_bytes import cut_bytes
 from rpi_runtime.images import open_image
 from rpi_runtime.manifest import VisionSpec
-from rpi_runtime.tiling import cut, tile_picture
+from rpi_runtime.tiling import tile_picture
 from vqa.panels.panel import Difficulty, Panel, make_panel
 from vqa.panels.primer import make_page
 
@@ -108,7 +109,7 @@ class DenseSource:
             if not target[..., 0].any() and chance.random() > _EMPTY_SHARE:
                 continue
             characters = character_targets(panel.elements, tile, side, self.cell)
-            yield as_bytes(cut(picture, tile, side)), target, characters
+            yield cut_bytes(picture, tile, side), target, characters
             taken += 1
             if taken == _TILES_PER_PANEL:
                 return
@@ -139,8 +140,3 @@ class PrimerSource:
         for page, target in zip(pages, targets, strict=True):
             page_targets(page.characters, page.glyphs, self.cell, target)
         return PrimerBatch(np.stack([np.asarray(page.image) for page in pages]), targets)
-
-
-def as_bytes(tile: np.ndarray) -> np.ndarray:
-    """A cut tile [1, s, s, 3] in [0, 1] as uint8 [s, s, 3]: a quarter of the bytes between processes."""
-    return np.asarray((tile[0] * 255 + 0.5).astype(np.uint8))

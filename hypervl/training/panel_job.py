@@ -22,8 +22,8 @@ from hypervl.model import HyperVL, build
 from hypervl.text_files import TextFiles
 from hypervl.training import stages
 from hypervl.training.consistency import CONSISTENCIES
+from hypervl.training.curves import draw_stage
 from hypervl.training.feed import workers
-from hypervl.training.history_curve import draw_history
 from hypervl.training.loop import Step, Task, train
 from hypervl.training.machine import choose_device, code_versions
 from hypervl.training.positions import initialise_positions
@@ -147,7 +147,7 @@ def _run(
             result = train(task, options.work, pool, device, options.seed, partial(on_step, task.name))
             final = {k: v for k, v in result.history[-1].items() if k not in ("step", "level")}
             records.append(StageRecord(task.name, task.schedule.steps, result.seconds, final))
-            curves.append(draw_history(task.name, result.history, options.work / f"{task.name}.png"))
+            curves.append(draw_stage(task.name, result.history, options.work / f"{task.name}.png"))
     save(shop.model.cpu().eval(), options.output, text_files, dtype=options.dtype, replace=options.replace)
     record = TrainingRecord(
         output=options.output,

@@ -14,7 +14,7 @@ import torch
 
 from hypervl.checkpoint import Checkpoint
 from hypervl.training.answer_loss import Sides
-from hypervl.training.loss_curve import draw_curve
+from hypervl.training.curves import draw_vrc
 from hypervl.training.loss_file import AskedPicture, LossFile
 from hypervl.training.vrc_evaluation import Measured, evaluate, routed_by
 from hypervl.training.vrc_labels import (
@@ -101,7 +101,7 @@ class Trials:
         )
         _round(vrc, stored_dtype(self.checkpoint))
         curve = self.work / f"curve-{name}.png"
-        draw_curve(history, curve, f"VRC for {self.routing} routing, eps {rule.eps:g}")
+        draw_vrc(history, curve, f"VRC for {self.routing} routing, eps {rule.eps:g}")
 
         def labelled(picture: AskedPicture) -> Sides:
             sides = labels[picture.key].sides

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from hypervl.training.loss_file import AskedPicture
+from hypervl.training.tile_bytes import cut_bytes
 from rpi_runtime.errors import UsageError
 from rpi_runtime.images import open_image
 from rpi_runtime.manifest import VisionSpec
-from rpi_runtime.tiling import Tile, cut, tile_picture, whole_picture
+from rpi_runtime.tiling import Tile, tile_picture, whole_picture
 
 VALIDATION_SHARE = 0.1
 FEWEST_PICTURES = 4
@@ -49,8 +50,7 @@ def load_views(
 ) -> np.ndarray:
     """All views of `pictures` in order, [views, S, S, 3] uint8, mapped from a file in `folder`.
 
-    The device's views are these divided by 255; only grey beside a very long picture, 127.5 there, loses its
-    half. Views that an earlier run cut are taken over. Raises `ImageError` naming a picture that cannot be
+    Views that an earlier run cut are taken over. Raises `ImageError` naming a picture that cannot be
     decoded.
     """
     asked = [
@@ -72,7 +72,7 @@ def load_views(
             picture = open_image(asked_picture.path)
             tile_picture(picture, spec)  # decodes as many pixels as the device does
             for tile in viewed(asked_picture, routing):
-                views[row] = np.rint(cut(picture, tile, spec.vrc_side)[0] * 255)
+                views[row] = cut_bytes(picture, tile, spec.vrc_side)
                 row += 1
             on_progress(done, len(pictures))
         views.flush()
