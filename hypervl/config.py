@@ -55,7 +55,7 @@ class VisionConfig:
     pixel_shuffle: int = 2  # side of the square of patches that becomes one visual token
     # Channels of 3x3 convolutions of stride 2 in front of the patch embedding; SigLIP has none.
     stem_channels: tuple[int, ...] = ()
-    stem_blocks: int = 0  # residual 3x3 convolutions behind them
+    stem_dilations: tuple[int, ...] = ()  # of each residual 3x3 convolution behind them
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ class HyperVLConfig:
 
 
 _MOST_LAYERS = 1024  # ten times the deepest published; each takes time before the weights are looked at
+_MOST_DILATION = 64  # a tile has fewer patches a side
 
 
 def check(config: HyperVLConfig) -> None:
@@ -150,7 +151,7 @@ def check(config: HyperVLConfig) -> None:
     for part in PARTS:
         for f in dataclasses.fields(PARTS[part]):
             value = getattr(getattr(config, part), f.name)
-            if f.type in ("int", "float") and f.name != "stem_blocks":
+            if f.type in ("int", "float"):
                 need(value > 0, f"{part}.{f.name} is {value}, and must be above 0")
         layers = getattr(getattr(config, part), "num_hidden_layers", 0)
         need(layers <= _MOST_LAYERS, f"{part}.num_hidden_layers is {layers:,}, more than {_MOST_LAYERS}")
@@ -195,8 +196,12 @@ def check(config: HyperVLConfig) -> None:
             f"{v.patch_size} to a whole number",
         )
         need(
-            0 <= v.stem_blocks <= _MOST_LAYERS and (bool(v.stem_channels) or not v.stem_blocks),
-            f"vision_{branch}.stem_blocks is {v.stem_blocks}; they need stem_channels, and 0 is the least",
+            len(v.stem_dilations) <= _MOST_LAYERS and all(0 < d <= _MOST_DILATION for d in v.stem_dilations),
+            f"vision_{branch}.stem_dilations {list(v.stem_dilations)} must be 1 to {_MOST_DILATION}",
+        )
+        need(
+            bool(v.stem_channels) or not v.stem_dilations,
+            f"vision_{branch}.stem_dilations needs stem_channels",
         )
         for side in t.tile_sides:
             need(
@@ -260,6 +265,9 @@ SIGLIP2_BASE = VisionConfig(768, 3072, 12, 12)
 SIGLIP2_LARGE = VisionConfig(1024, 4096, 24, 16)
 QWEN3_IMAGE_TOKENS = ImageTokensConfig(image_start="<|vision_start|>", image_end="<|vision_end|>")
 
+# A cell of 8 px then sees the 175 px around it, so that letters of 8 and of 60 px are read alike.
+_NANO_DILATIONS = (1, 1, 2, 4, 2)
+
 PRESETS: dict[str, HyperVLConfig] = {
     # A few million parameters: tests and the demo.
     "nano": HyperVLConfig(
@@ -271,8 +279,12 @@ PRESETS: dict[str, HyperVLConfig] = {
             head_channels=128,
             hidden_size=64,
         ),
-        vision_base=VisionConfig(128, 384, 3, 4, image_size=192, stem_channels=(24, 48, 64), stem_blocks=2),
-        vision_large=VisionConfig(192, 576, 4, 6, image_size=192, stem_channels=(32, 64, 96), stem_blocks=2),
+        vision_base=VisionConfig(
+            128, 384, 3, 4, image_size=192, stem_channels=(24, 48, 64), stem_dilations=_NANO_DILATIONS
+        ),
+        vision_large=VisionConfig(
+            192, 576, 4, 6, image_size=192, stem_channels=(32, 64, 96), stem_dilations=_NANO_DILATIONS
+        ),
         decoder=DecoderConfig(
             192, 512, 4, 6, 2, 32, vocab_size=768, rope_theta=1e4, max_position_embeddings=4096
         ),

@@ -18,16 +18,19 @@ class ConvNorm(nn.Module):
         kernel: int,
         stride: int = 1,
         groups: int = 1,
+        dilation: int = 1,
         activation: bool = True,
     ) -> None:
         super().__init__()
-        self.kernel, self.stride, self.activation = kernel, stride, activation
-        self.conv = nn.Conv2d(channels, out_channels, kernel, stride, groups=groups, bias=False)
+        self.reach, self.stride, self.activation = dilation * (kernel - 1) + 1, stride, activation
+        self.conv = nn.Conv2d(
+            channels, out_channels, kernel, stride, dilation=dilation, groups=groups, bias=False
+        )
         self.norm = nn.BatchNorm2d(out_channels, _BATCH_NORM_EPS, _BATCH_NORM_MOMENTUM)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = same_padding(x.shape[2], self.kernel, self.stride)
-        columns = same_padding(x.shape[3], self.kernel, self.stride)
+        rows = same_padding(x.shape[2], self.reach, self.stride)
+        columns = same_padding(x.shape[3], self.reach, self.stride)
         x = self.norm(self.conv(F.pad(x, (*columns, *rows))))
         return F.relu6(x) if self.activation else x
 

@@ -54,7 +54,7 @@ class VisionBranch(nn.Module):
         self.config = config
         # Not buffers: they belong to the preprocessor's config, and a module built on "meta" would lose them.
         self.mean, self.std = tuple(mean), tuple(std)
-        self.stem = Stem(config.stem_channels, config.stem_blocks)
+        self.stem = Stem(config.stem_channels, config.stem_dilations)
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -139,17 +139,17 @@ class Stem(nn.Sequential):
     transformers see better").
     """
 
-    def __init__(self, channels: Sequence[int], blocks: int) -> None:
+    def __init__(self, channels: Sequence[int], dilations: Sequence[int]) -> None:
         super().__init__(
             *(ConvNorm(i, o, kernel=3, stride=2) for i, o in pairwise((3, *channels))),
-            *(Residual(channels[-1]) for _ in range(blocks)),
+            *(Residual(channels[-1], dilation) for dilation in dilations),
         )
 
 
 class Residual(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.inner = ConvNorm(channels, channels, kernel=3)
+        self.inner = ConvNorm(channels, channels, kernel=3, dilation=dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.inner(x)

@@ -127,7 +127,7 @@ class PrimerSource:
 
     side: int
     cell: int
-    pages: int = 24
+    pages: int = 12
     seed: int = 0
 
     def build(self, number: int, level: int) -> PrimerBatch:

@@ -27,7 +27,7 @@ from hypervl.training.panel_data import LEVELS, DenseBatch, DenseSource, PrimerB
 
 # Steps and highest rates that suit `nano`. A panel of 12 elements is level 2; levels rise with what is
 # read right.
-PRIMER = Schedule(1500, 3e-3)
+PRIMER = Schedule(1500, 1.4e-3, 4e-3)
 DENSE = Schedule(5000, 1.4e-3, 4e-3)
 ANSWERS = Schedule(3000, 1.4e-3, 4e-3)
 JOINT = Schedule(4000, 7e-4, 2e-3)

@@ -23,7 +23,7 @@ CONFIG = HyperVLConfig(
         hidden_size=32,
     ),
     vision_base=VisionConfig(64, 128, 1, 2, image_size=96),
-    vision_large=VisionConfig(96, 128, 1, 2, image_size=96, stem_channels=(8, 12, 16), stem_blocks=1),
+    vision_large=VisionConfig(96, 128, 1, 2, image_size=96, stem_channels=(8, 12, 16), stem_dilations=(2,)),
     decoder=DecoderConfig(64, 96, 2, 4, 2, 16, vocab_size=320, rope_theta=1e4, max_position_embeddings=512),
     tiling=TilingConfig(tile_side=96, tile_sides=(96, 64), max_tiles=6),
     image_tokens=IMAGE_TOKENS,

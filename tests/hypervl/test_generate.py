@@ -27,8 +27,8 @@ _TRAINED_SHAPE = preset("nano")
 # transformers' SigLIP, which is compared with here, has no stem.
 NANO = dataclasses.replace(
     _TRAINED_SHAPE,
-    vision_base=dataclasses.replace(_TRAINED_SHAPE.vision_base, stem_channels=(), stem_blocks=0),
-    vision_large=dataclasses.replace(_TRAINED_SHAPE.vision_large, stem_channels=(), stem_blocks=0),
+    vision_base=dataclasses.replace(_TRAINED_SHAPE.vision_base, stem_channels=(), stem_dilations=()),
+    vision_large=dataclasses.replace(_TRAINED_SHAPE.vision_large, stem_channels=(), stem_dilations=()),
 )
 QUESTION = "What is this?"
 

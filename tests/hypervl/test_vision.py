@@ -160,16 +160,17 @@ def test_large_activations_stay_finite_in_fp16() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("side", [192, 64])
 def test_a_stem_is_plain_convolutions_in_front_of_the_patches(side: int) -> None:
-    config = dataclasses.replace(CONFIG, stem_channels=(8, 12, 16), stem_blocks=2)
+    config = dataclasses.replace(CONFIG, stem_channels=(8, 12, 16), stem_dilations=(1, 3))
     branch = randomised(VisionBranch(config, 48, MEAN, STD))
     assert isinstance(branch, VisionBranch)
     x = normalised(photos(side)).permute(0, 3, 1, 2)
     for i in range(5):
         state = {n.split(".", 2)[2]: t for n, t in branch.state_dict().items() if n.startswith(f"stem.{i}.")}
         state = {n.removeprefix("inner."): t for n, t in state.items()}
-        stride = 2 if i < 3 else 1
-        before = 0 if stride == 2 else 1  # TensorFlow's SAME of an even side
-        y = F.conv2d(F.pad(x, (before, 1, before, 1)), state["conv.weight"], stride=stride)
+        stride, dilation = (2, 1) if i < 3 else (1, (1, 3)[i - 3])
+        before = 0 if stride == 2 else dilation  # TensorFlow's SAME of an even side
+        padded = F.pad(x, (before, dilation, before, dilation))
+        y = F.conv2d(padded, state["conv.weight"], stride=stride, dilation=dilation)
         norm = [state[f"norm.{n}"] for n in ("running_mean", "running_var", "weight", "bias")]
         y = F.batch_norm(y, *norm, eps=1e-3).clamp(0, 6)
         x = y if stride == 2 else x + y

@@ -54,7 +54,7 @@ def make_page(split: str, number: int, side: int, strength: float = 1.0, dataset
     y = chance.uniform(2, 8)
     smallest = 40.0
     while y < side - 12:
-        cap = math.exp(chance.uniform(math.log(7.0), math.log(36.0 if chance.random() < 0.3 else 18.0)))
+        cap = math.exp(chance.uniform(math.log(7.0), math.log(48.0 if chance.random() < 0.35 else 18.0)))
         smallest = min(smallest, cap)
         x = chance.uniform(-4, 10)
         while x < side - cap:
