@@ -37,17 +37,20 @@ CONSISTENCIES = {
 }
 
 
-def consistency_losses(base: Read, large: Read, what: Consistency) -> dict[str, Tensor]:
-    """The terms of the base branch's loss, weighted; they are to be summed. `large` gets no gradient."""
+def consistency_losses(
+    base: Read, large_logits: Tensor | None = None, large_visual: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The terms of the base branch's loss, weighted; they are to be summed. Only what is given of the large
+    branch has a term, and it gets no gradient."""
     losses = {"answers": answer_loss(base)}
-    if what.kl:
-        given, wanted = base.logits / TEMPERATURE, large.logits.detach() / TEMPERATURE
+    if large_logits is not None:
+        given, wanted = base.logits / TEMPERATURE, large_logits.detach() / TEMPERATURE
         divergence = F.kl_div(
             F.log_softmax(given, -1), F.log_softmax(wanted, -1), reduction="batchmean", log_target=True
         )
         losses["kl"] = _KL_WEIGHT * TEMPERATURE**2 * divergence
-    if what.features:
-        losses["features"] = _FEATURE_WEIGHT * feature_distance(base.visual, large.visual.detach())
+    if large_visual is not None:
+        losses["features"] = _FEATURE_WEIGHT * feature_distance(base.visual, large_visual.detach())
     return losses
 
 

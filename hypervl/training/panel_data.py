@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from hypervl.training.targets import (
 from hypervl.training.tile_bytes import cut_bytes
 from rpi_runtime.images import open_image
 from rpi_runtime.manifest import VisionSpec
-from rpi_runtime.tiling import tile_picture
+from rpi_runtime.tiling import tile_picture, whole_picture
 from vqa.panels.panel import Difficulty, Panel, make_panel
 from vqa.panels.primer import make_page
 
@@ -37,7 +37,9 @@ _PANELS_PER_BATCH = 1000  # numbers reserved for one batch
 _TILES_PER_PANEL = 10
 _FIRST_PAGE = 1_000_000
 _EMPTY_SHARE = 0.15  # of tiles without any element that are kept
-_PAGE_SHARES = (0.7, 0.5, 0.4)  # of dense batches, by level
+_PAGE_SHARES = (0.6, 0.4, 0.3)  # of dense batches, by level
+# A tile of a larger panel shows one element whole; a small panel in one tile shows four.
+_WHOLE_SHARE, _WHOLE_PX = 0.5, (256, 384)
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,13 @@ class DenseSource:
         characters: list[np.ndarray] = []
         panel_number = number * _PANELS_PER_BATCH
         while len(images) < wanted:
-            panel = make_panel("train", panel_number, READING_LEVELS[level], self.seed)
+            difficulty, whole = READING_LEVELS[level], chance.random() < _WHOLE_SHARE
+            if whole:
+                shortest, longest = _WHOLE_PX
+                difficulty = replace(difficulty, shortest_px=shortest, longest_px=longest, crowded=1.0)
+            panel = make_panel("train", panel_number, difficulty, self.seed)
             panel_number += 1
-            for image, target, character in self._tiles(chance, panel, side):
+            for image, target, character in self._tiles(chance, panel, side, whole):
                 images.append(image)
                 targets.append(target)
                 characters.append(character)
@@ -97,11 +103,11 @@ class DenseSource:
         return DenseBatch(np.stack(images), stacked, tokens, characters)
 
     def _tiles(
-        self, chance: random.Random, panel: Panel, side: int
+        self, chance: random.Random, panel: Panel, side: int, whole: bool
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Some tiles of a panel in random order, with their targets."""
+        """Some tiles of a panel in random order, or all of it in one, with their targets."""
         picture = open_image(panel.image)
-        tiles = list(tile_picture(picture, self.spec).tiles)
+        tiles = [whole_picture(*picture.size)] if whole else list(tile_picture(picture, self.spec).tiles)
         chance.shuffle(tiles)
         taken = 0
         for tile in tiles:

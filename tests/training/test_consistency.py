@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hypervl.training.answers import Read, answer_loss
-from hypervl.training.consistency import CONSISTENCIES, TEMPERATURE, consistency_losses, feature_distance
+from hypervl.training.consistency import TEMPERATURE, consistency_losses, feature_distance
 
 
 def _read(seed: int) -> Read:
@@ -18,7 +18,7 @@ def _read(seed: int) -> Read:
 
 def test_a_base_branch_that_equals_the_large_one_has_only_the_loss_of_its_answers() -> None:
     read = _read(0)
-    losses = consistency_losses(read, read, CONSISTENCIES["both"])
+    losses = consistency_losses(read, read.logits, read.visual)
     assert losses["kl"].item() == pytest.approx(0, abs=1e-6)
     assert losses["features"].item() == pytest.approx(0, abs=1e-6)
     torch.testing.assert_close(losses["answers"], answer_loss(read))
@@ -28,12 +28,13 @@ def test_the_divergence_is_from_the_large_branchs_distribution_times_the_squared
     base, large = _read(0), _read(1)
     p, q = (torch.softmax(read.logits / TEMPERATURE, -1) for read in (large, base))
     expected = TEMPERATURE**2 * (p * (p.log() - q.log())).sum(-1).mean()
-    torch.testing.assert_close(consistency_losses(base, large, CONSISTENCIES["kl"])["kl"], expected)
+    torch.testing.assert_close(consistency_losses(base, large.logits)["kl"], expected)
 
 
 def test_only_the_base_branch_learns() -> None:
     base, large = _read(0), _read(1)
-    torch.stack(list(consistency_losses(base, large, CONSISTENCIES["both"]).values())).sum().backward()
+    losses = consistency_losses(base, large.logits, large.visual)
+    torch.stack(list(losses.values())).sum().backward()
     for tensor in (base.logits, base.visual):
         assert tensor.grad is not None
         assert float(tensor.grad.abs().max()) > 0
@@ -41,17 +42,11 @@ def test_only_the_base_branch_learns() -> None:
     assert large.visual.grad is None
 
 
-@pytest.mark.parametrize(
-    ("name", "terms"),
-    [
-        ("both", {"answers", "kl", "features"}),
-        ("kl", {"answers", "kl"}),
-        ("features", {"answers", "features"}),
-        ("none", {"answers"}),
-    ],
-)
-def test_a_consistency_names_its_terms(name: str, terms: set[str]) -> None:
-    assert set(consistency_losses(_read(0), _read(1), CONSISTENCIES[name])) == terms
+def test_only_what_is_given_of_the_large_branch_has_a_term() -> None:
+    base, large = _read(0), _read(1)
+    assert set(consistency_losses(base)) == {"answers"}
+    assert set(consistency_losses(base, large.logits)) == {"answers", "kl"}
+    assert set(consistency_losses(base, large_visual=large.visual)) == {"answers", "features"}
 
 
 def test_distance_of_features_is_relative_to_the_large_branchs_length() -> None:

@@ -62,7 +62,8 @@ def sample_scene(
     left, upper = chance.uniform(0, 1 - share_x) * width, chance.uniform(0, 1 - share_y) * height
     panel = (left, upper, left + share_x * width, upper + share_y * height)
     layout = _full if crowded else chance.choice(_TEST_LAYOUTS if split == "test" else _TRAIN_LAYOUTS)
-    lowest = chance.choice((6.0, 6.0, 11.5))  # in capitals: the last has room for a round gauge
+    # In capitals: the last has room for a round gauge, of which reading needs many.
+    lowest = chance.choice((6.0, 11.5, 11.5) if crowded else (6.0, 6.0, 11.5))
     cells = layout(chance, _inset(panel, 0.3 * cap), 11.0 * cap, lowest * cap)
     chance.shuffle(cells)
     share = 1.0 if crowded else chance.choice((1.0, 1.0, 0.8, 0.6))
