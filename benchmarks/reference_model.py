@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 RECIPES = {"fp32": "fp32", "int8": "int8", "int4": "vision=int8,decoder=int4,vrc=int8"}
-FULL, FIXED = "fixed:1", ("fixed:1", "fixed:0.667", "fixed:0.334")
+# A scale is rounded up to a side: these are 192, 128 and 64 px of `nano`.
+FULL, FIXED = "fixed:1", ("fixed:1", "fixed:0.66", "fixed:0.33")
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,23 @@ class Bench:
             self._toolkit("convert", checkpoint, "-o", bundle, "--recipe", RECIPES[recipe])
         return bundle
 
-    def ask(self, name: str, models: list[Path], routes: list[str], branches: list[str]) -> dict[str, Arm]:
-        """Arms by "<model> <routing> <branch>"."""
-        options: list[object] = ["--data", self.data, "-o", self.folder / name]
+    def ask(self, models: list[Path], routes: list[str], branches: list[str]) -> dict[str, Arm]:
+        """Arms by "<model> <routing> <branch>". One folder for all: no arm is asked twice."""
+        answers = self.folder / "answers"
+        options: list[object] = ["--data", self.data, "-o", answers]
         for flag, values in (("--route", routes), ("--branch", branches)):
             options += [part for value in values for part in (flag, value)]
         self._toolkit("eval", *models, *options)
-        report = json.loads((self.folder / name / "report.json").read_text())
+        report = json.loads((answers / "report.json").read_text())
         return {f"{a['model']} {a['routing']} {a['branch']}": _arm(a) for a in report["arms"]}
 
     def measure(self) -> tuple[dict[str, Arm], list[Figure]]:
         name = self.checkpoint.name
         fp32, int8, int4 = (self.bundle(self.checkpoint, recipe) for recipe in RECIPES)
-        reference = self.ask("reference", [self.checkpoint], [FULL], ["large", "base"])
-        routed = self.ask("routing", [fp32], [*FIXED, "tile"], ["base"])
-        recipes = self.ask("recipes", [fp32, int8, int4], ["tile"], ["base"])
-        same = self.ask("device", [self.checkpoint, fp32], ["tile"], ["base"])
+        reference = self.ask([self.checkpoint], [FULL], ["large", "base"])
+        routed = self.ask([fp32], [*FIXED, "tile"], ["base"])
+        recipes = self.ask([fp32, int8, int4], ["tile"], ["base"])
+        same = self.ask([self.checkpoint, fp32], ["tile"], ["base"])
         arms = {**same, **recipes, **routed, **reference}
         large, base = arms[f"{name} {FULL} large"], arms[f"{name} {FULL} base"]
         full, tile = arms[f"{fp32.name} {FULL} base"], arms[f"{fp32.name} tile base"]
@@ -96,7 +98,7 @@ class Bench:
         ]
         if self.image_router is not None:
             other = self.bundle(self.image_router, "fp32")
-            image = self.ask("image", [other], ["image"], ["base"])
+            image = self.ask([other], ["image"], ["base"])
             arms |= image
             (one,) = image.values()
             figures.append(

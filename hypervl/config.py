@@ -265,7 +265,7 @@ SIGLIP2_BASE = VisionConfig(768, 3072, 12, 12)
 SIGLIP2_LARGE = VisionConfig(1024, 4096, 24, 16)
 QWEN3_IMAGE_TOKENS = ImageTokensConfig(image_start="<|vision_start|>", image_end="<|vision_end|>")
 
-# A cell of 8 px then sees the 175 px around it, so that letters of 8 and of 60 px are read alike.
+# A cell of 8 px then sees the 175 px around it; without dilation 47 px, and letters of 24 px were read worse.
 _NANO_DILATIONS = (1, 1, 2, 4, 2)
 
 PRESETS: dict[str, HyperVLConfig] = {

@@ -1,6 +1,6 @@
 """What the stages learn with: Muon for the matrices of a network, AdamW for everything else.
 
-With small batches, `nano` reads after three minutes what it reads after nine with AdamW (docs/training.md).
+docs/training.md has what it was measured to gain.
 """
 
 from __future__ import annotations
