@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 RECIPES = {"fp32": "fp32", "int8": "int8", "int4": "vision=int8,decoder=int4,vrc=int8"}
-# A scale is rounded up to a side: these are 192, 128 and 64 px of `nano`.
+# A scale is rounded up to a side: these are 384, 256 and 128 px of `nano`.
 FULL, FIXED = "fixed:1", ("fixed:1", "fixed:0.66", "fixed:0.33")
 
 

@@ -14,15 +14,16 @@ from hypervl.vision import TileConstants, VisionBranch
 
 def signatures(branch: VisionBranch, tile_sides: tuple[int, ...]) -> list[Traced]:
     """One per tile side (px), all on one copy of the weights."""
-    weight, bias = branch.folded_patch_embedding()
+    tiles = {side: branch.constants(side) for side in tile_sides}
+    weight, bias = (part.contiguous() for part in branch.folded_patch_embedding())  # one copy for all
     branch = _without_norms_in_stem(branch)
     return [
         Traced(
             f"tile_{side}",
-            Tile(branch, TileConstants(weight.contiguous(), bias, branch.positions(side).contiguous())),
+            Tile(branch, constants._replace(patch_weight=weight, patch_bias=bias)),
             {"images": torch.zeros(1, side, side, 3)},
         )
-        for side in tile_sides
+        for side, constants in tiles.items()
     ]
 
 
@@ -32,14 +33,20 @@ class Tile(Component):
     patch_weight: Tensor
     patch_bias: Tensor
     positions: Tensor
+    rope_cos: Tensor | None
+    rope_sin: Tensor | None
 
     def __init__(self, branch: VisionBranch, constants: TileConstants) -> None:
         super().__init__(branch)
         for name, value in constants._asdict().items():
-            self.register_buffer(name, value.detach(), persistent=False)
+            self.register_buffer(
+                name, None if value is None else value.detach().contiguous(), persistent=False
+            )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        constants = TileConstants(self.patch_weight, self.patch_bias, self.positions)
+        constants = TileConstants(
+            self.patch_weight, self.patch_bias, self.positions, self.rope_cos, self.rope_sin
+        )
         return {"visual_tokens": self.component(images, constants)}
 
 

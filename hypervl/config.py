@@ -56,6 +56,9 @@ class VisionConfig:
     # Channels of 3x3 convolutions of stride 2 in front of the patch embedding; SigLIP has none.
     stem_channels: tuple[int, ...] = ()
     stem_dilations: tuple[int, ...] = ()  # of each residual 3x3 convolution behind them
+    rotary: bool = (
+        False  # attention also turns queries and keys by row and column of their patch; SigLIP none
+    )
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,11 @@ def check(config: HyperVLConfig) -> None:
             bool(v.stem_channels) or not v.stem_dilations,
             f"vision_{branch}.stem_dilations needs stem_channels",
         )
+        need(
+            not v.rotary or v.hidden_size // v.num_attention_heads % 4 == 0,
+            f"vision_{branch}: heads of {v.hidden_size // v.num_attention_heads} numbers cannot be turned by "
+            "row and column, which takes a multiple of 4",
+        )
         for side in t.tile_sides:
             need(
                 side % (v.patch_size * v.pixel_shuffle) == 0,
@@ -265,30 +273,43 @@ SIGLIP2_BASE = VisionConfig(768, 3072, 12, 12)
 SIGLIP2_LARGE = VisionConfig(1024, 4096, 24, 16)
 QWEN3_IMAGE_TOKENS = ImageTokensConfig(image_start="<|vision_start|>", image_end="<|vision_end|>")
 
-# A cell of 8 px then sees the 175 px around it; without dilation 47 px, and letters of 24 px were read worse.
-_NANO_DILATIONS = (1, 1, 2, 4, 2)
+# A cell of 8 px then sees the 127 px around it: letters of 24 px as well as small ones.
+_NANO_STEM, _NANO_DILATIONS = (24, 48, 96), (1, 2, 4)
+
+
+def _nano_branch(layers: int) -> VisionConfig:
+    return VisionConfig(
+        192,
+        576,
+        layers,
+        6,
+        image_size=384,
+        stem_channels=_NANO_STEM,
+        stem_dilations=_NANO_DILATIONS,
+        rotary=True,
+    )
+
 
 PRESETS: dict[str, HyperVLConfig] = {
     # A few million parameters: tests and the demo.
     "nano": HyperVLConfig(
         name="hypervl-nano",
         vrc=VRCConfig(
-            image_size=96,
+            image_size=128,
+            scales=(0.33, 0.66, 1.0),
             stem_channels=16,
             stages=((1, 8, 1, 1, 3), (4, 16, 2, 2, 3), (4, 24, 2, 2, 3), (4, 40, 2, 2, 3)),
             head_channels=128,
             hidden_size=64,
         ),
-        vision_base=VisionConfig(
-            128, 384, 3, 4, image_size=192, stem_channels=(24, 48, 64), stem_dilations=_NANO_DILATIONS
-        ),
-        vision_large=VisionConfig(
-            192, 576, 4, 6, image_size=192, stem_channels=(32, 64, 96), stem_dilations=_NANO_DILATIONS
-        ),
+        # The base branch is the large one with half of its layers, and begins as a copy of it (training).
+        vision_base=_nano_branch(2),
+        vision_large=_nano_branch(4),
         decoder=DecoderConfig(
             192, 512, 4, 6, 2, 32, vocab_size=768, rope_theta=1e4, max_position_embeddings=4096
         ),
-        tiling=TilingConfig(tile_side=192, tile_sides=(192, 128, 64), max_tiles=12),
+        # docs/training.md has what other sides and numbers of tiles were measured to show whole.
+        tiling=TilingConfig(tile_side=384, tile_sides=(384, 256, 128), max_tiles=4),
         image_tokens=ImageTokensConfig("<image>", "</image>", "<tile>", "<row>", "<thumbnail>"),
     ),
     "0.6b": HyperVLConfig(

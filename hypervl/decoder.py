@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hypervl.attention import products, weighted_sum
+from hypervl.attention import products, rotate, weighted_sum
 from hypervl.config import DecoderConfig
 from hypervl.norms import RMSNorm
 
@@ -149,13 +149,6 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return F.linear(x, embedding if self.weight is None else self.weight)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE: turns pair (i, i + head_dim / 2) of each head [1, heads, T, head_dim] by its angle."""
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def rope_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ Choices:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hypervl.attention import products, weighted_sum
+from hypervl.attention import products, rotate, weighted_sum
 from hypervl.config import VisionConfig
 from hypervl.conv_norm import ConvNorm
 from hypervl.norms import LayerNorm
@@ -34,6 +35,8 @@ class TileConstants(NamedTuple):
     patch_weight: Tensor  # [d, 3, P, P], normalisation folded in; behind a stem [d, channels, p, p]
     patch_bias: Tensor  # [d]
     positions: Tensor  # [1, patches, d], row-major
+    rope_cos: Tensor | None  # [1, 1, patches, head_dim / 2]; None without rotary positions
+    rope_sin: Tensor | None
 
 
 class VisionBranch(nn.Module):
@@ -62,12 +65,7 @@ class VisionBranch(nn.Module):
         self.projector = Projector(shuffled, decoder_hidden, config.layer_norm_eps)
 
     def forward(self, images: Tensor, constants: TileConstants | None = None) -> Tensor:
-        patches = self.encode(images, constants)
-        count, _, width = patches.shape
-        grid = images.shape[1] // self.config.patch_size
-        squares = pixel_shuffle(patches.reshape(count, grid, grid, width), self.config.pixel_shuffle)
-        tokens: Tensor = self.projector(squares)
-        return tokens
+        return self.project(self.encode(images, constants))
 
     def encode(self, images: Tensor, constants: TileConstants | None = None) -> Tensor:
         """Patch features [N, patches, d] behind `post_layernorm`: transformers' `last_hidden_state`."""
@@ -84,15 +82,23 @@ class VisionBranch(nn.Module):
 
     def transform(self, x: Tensor, constants: TileConstants) -> Tensor:
         """From `look` to patch features [N, patches, d]."""
-        weight, bias, positions = constants
+        weight, bias, positions, *rope = constants
         x = F.conv2d(x, weight, bias, stride=weight.shape[-1])
         x = x.permute(0, 2, 3, 1).flatten(1, 2) + positions
-        features: Tensor = self.post_layernorm(self.encoder(x))
+        features: Tensor = self.post_layernorm(self.encoder(x, *rope))
         return features
+
+    def project(self, patches: Tensor) -> Tensor:
+        """Patch features [N, patches, d] of square tiles to visual tokens [N, tokens, decoder hidden]."""
+        count, total, width = patches.shape
+        grid = math.isqrt(total)
+        squares = pixel_shuffle(patches.reshape(count, grid, grid, width), self.config.pixel_shuffle)
+        tokens: Tensor = self.projector(squares)
+        return tokens
 
     def constants(self, side: int) -> TileConstants:
         """The constants of tile side `side` px; an export computes them once and keeps them."""
-        return TileConstants(*self.folded_patch_embedding(), self.positions(side))
+        return TileConstants(*self.folded_patch_embedding(), self.positions(side), *self.rotary_table(side))
 
     def folded_patch_embedding(self) -> tuple[Tensor, Tensor]:
         """Weight [d, 3, P, P] and bias [d] of the patch convolution for pictures in [0, 1]; as they are
@@ -124,6 +130,25 @@ class VisionBranch(nn.Module):
         smooth = mode == "bilinear"
         resized = F.interpolate(square, (grid, grid), mode=mode, align_corners=False, antialias=smooth)
         return resized.flatten(2).transpose(1, 2).to(table.dtype)
+
+    def rotary_table(self, side: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Cosines and sines [1, 1, patches, head_dim / 2] of a tile of `side` px: half of the pairs turn by
+        the row, half by the column. Neighbours are one apart at every side, so that what is learned about
+        the patch to the right holds everywhere (as in Qwen2-VL, arXiv 2409.12191)."""
+        config = self.config
+        if not config.rotary:
+            return None, None
+        grid, pairs = side // config.patch_size, config.hidden_size // config.num_attention_heads // 4
+        device = self.embeddings.position_embedding.weight.device
+        frequencies = _ROTARY_THETA ** (-torch.arange(pairs, dtype=torch.float32, device=device) / pairs)
+        angles = torch.arange(grid, dtype=torch.float32, device=device)[:, None] * frequencies
+        rows = angles[:, None].expand(grid, grid, pairs)
+        columns = angles[None].expand(grid, grid, pairs)
+        both = torch.cat([rows, columns], -1).reshape(1, 1, grid * grid, 2 * pairs)
+        return both.cos(), both.sin()
+
+
+_ROTARY_THETA = 100.0  # a tile has tens of patches a side
 
 
 def patch_convolution_weight(linear_weight: Tensor, patch_size: int) -> Tensor:
@@ -171,9 +196,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, rope_cos: Tensor | None = None, rope_sin: Tensor | None = None
+    ) -> Tensor:
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, rope_cos, rope_sin)
         return x
 
 
@@ -185,8 +212,10 @@ class EncoderLayer(nn.Module):
         self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x))
+    def forward(
+        self, x: Tensor, rope_cos: Tensor | None = None, rope_sin: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), rope_cos, rope_sin)
         x = x + self.mlp(self.layer_norm2(x))
         return x
 
@@ -203,12 +232,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(d, d)
         self.out_proj = nn.Linear(d, d)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, rope_cos: Tensor | None = None, rope_sin: Tensor | None = None
+    ) -> Tensor:
         # Scaling the queries and not the scores keeps q @ k inside fp16.
         q = self._split(self.q_proj(x) * self.head_dim**-0.5)
         k, v = self._split(self.k_proj(x)), self._split(self.v_proj(x))
-        weights = torch.softmax(products(q, k), dim=-1)
-        mixed: Tensor = self.out_proj(weighted_sum(weights, v).transpose(1, 2).reshape(x.shape))
+        if rope_cos is not None and rope_sin is not None:
+            q, k = (rotate(x, rope_cos, rope_sin).to(v.dtype) for x in (q, k))
+        if self.training:  # PyTorch's fused attention keeps no scores for the way back: a third less time
+            y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        else:
+            y = weighted_sum(torch.softmax(products(q, k), dim=-1), v)
+        mixed: Tensor = self.out_proj(y.transpose(1, 2).reshape(x.shape))
         return mixed
 
     def _split(self, x: Tensor) -> Tensor:

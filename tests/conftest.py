@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,8 @@ from converters.convert import convert
 from converters.options import ConvertOptions
 from hypervl.assemble import Sources, assemble
 from hypervl.checkpoint import Checkpoint, save
-from hypervl.model import HyperVL
+from hypervl.config import HyperVLConfig
+from hypervl.model import HyperVL, build
 from hypervl.specs import vision_spec
 from rpi_runtime.backends import weight_cache
 from rpi_runtime.errors import ResourceError
@@ -32,6 +34,17 @@ from rpi_runtime.tiling import cut, tile_picture
 ROOT = Path(__file__).resolve().parent.parent
 TILE_SIDES = (192, 64)  # px, of `nano_bundle`
 torch.set_num_threads(1)  # for models this small a second thread costs more than the work
+
+
+def small_tiles(config: HyperVLConfig) -> HyperVLConfig:
+    """A photo of 512 px is then cut into nine, and a tile is quickly encoded."""
+    return replace(
+        config,
+        vrc=replace(config.vrc, scales=(0.25, 0.5, 0.75, 1.0)),
+        vision_base=replace(config.vision_base, image_size=192),
+        vision_large=replace(config.vision_large, image_size=192),
+        tiling=replace(config.tiling, tile_side=192, tile_sides=(192, 128, 64), max_tiles=12),
+    )
 
 
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
@@ -115,15 +128,15 @@ def wide_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def routing_checkpoint(nano_checkpoint: Path, photo: Path, make_once: MakeOnce) -> Path:
-    """nano with a VRC that is undecided on average over the photo's tiles, so that it treats them
-    differently.
+    """nano with small tiles, ten of the photo, and a VRC that is undecided on average over them, so that it
+    treats them differently.
 
     Random weights give nearly the same logits for every tile.
     """
 
     def make(folder: Path) -> None:
         checkpoint = Checkpoint.open(nano_checkpoint)
-        model = checkpoint.load_model()
+        model = build(small_tiles(checkpoint.config))
         spec = vision_spec(model.config, TILE_SIDES)
         picture = open_image(photo)
         grid = tile_picture(picture, spec)

@@ -14,24 +14,23 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from hypervl.training.panel_data import LEVELS
-from hypervl.training.targets import IGNORE
+from hypervl.training.targets import IGNORE, Cells, DenseTargets
 from hypervl.training.tile_bytes import cut_bytes
 from rpi_runtime.images import open_image
 from rpi_runtime.manifest import ImageTokens, VisionSpec
 from rpi_runtime.prompt import ImagePlan, Message, Run, TokenRun, layout, tokenise
-from rpi_runtime.tiling import plan_grid, tile_picture
+from rpi_runtime.tiling import plan_grid, tile_picture, whole_picture
 from rpi_runtime.tokenizer import TextCodec
-from vqa.panels.panel import make_panel, panel_size
+from vqa.panels.panel import Panel, make_panel, panel_size
 from vqa.panels.questions import Asked, ask
 
 _PANELS_PER_BATCH = 1000
 # Grids of one batch have about the same number of tiles, so that little is padding: fewest, most, how often.
-_CLASSES = ((1, 3, 0.3), (4, 8, 0.35), (9, 20, 0.35))
+_CLASSES = ((1, 1, 0.3), (2, 4, 0.35), (5, 20, 0.35))
 FULL, FIXED, MIXED = "full", "fixed", "mixed"
-_ROUTED = ((FULL, 0.5), (FIXED, 0.2), (MIXED, 0.3))
+_ROUTED = ((FULL, 0.4), (FIXED, 0.2), (MIXED, 0.4))
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class AnswerBatch:
     """Arrays [B, T]; T is the longest sequence, and what lies behind a shorter one is padding."""
 
     tiles: tuple[np.ndarray, ...]  # uint8 [n, side, side, 3], one array per side
+    dense: tuple[DenseTargets, ...]  # of each of `tiles`
     ids: np.ndarray  # int64 token ids, 0 where a visual token or padding stands
     visual: np.ndarray  # int64 row of the visual tokens of all `tiles`, in their order; -1 elsewhere
     segment: np.ndarray  # int64: 0 the picture, 1... its questions, -1 padding
@@ -52,8 +52,9 @@ class AnswerSource:
     spec: VisionSpec
     tokenizer: Path  # folder of a checkpoint, whose tokenizer and template are used
     image_tokens: ImageTokens
-    tiles: int = 28  # per batch, about
-    questions: int = 12  # per picture, at most
+    cells: Cells
+    tiles: int = 5  # per batch, about, in pixels of full ones
+    questions: int = 16  # per picture, at most
     split: str = "train"
     seed: int = 0
 
@@ -61,8 +62,8 @@ class AnswerSource:
         chance = random.Random(f"answers:{self.split}:{self.seed}:{number}")
         fewest, most, _ = chance.choices(_CLASSES, [share for *_, share in _CLASSES])[0]
         samples: list[_Sample] = []
-        tiles, panel_number = 0, number * _PANELS_PER_BATCH
-        while tiles < self.tiles:
+        pixels, panel_number = 0, number * _PANELS_PER_BATCH
+        while pixels < self.tiles * self.spec.tile_side**2:
             difficulty, where = LEVELS[level], panel_number
             panel_number += 1
             size = panel_size(self.split, where, difficulty, self.seed)
@@ -73,17 +74,22 @@ class AnswerSource:
             panel = make_panel(self.split, where, difficulty, self.seed)
             asked = ask(panel, self.questions)
             if asked:
-                samples.append(self._sample(chance, panel.image, asked))
-                tiles += count
+                samples.append(self._sample(chance, panel, asked))
+                pixels += sum(tile.shape[0] ** 2 for tile in samples[-1].tiles)
         return _stack(samples, self.spec)
 
-    def _sample(self, chance: random.Random, image: Image.Image, asked: Sequence[Asked]) -> _Sample:
+    def _sample(self, chance: random.Random, panel: Panel, asked: Sequence[Asked]) -> _Sample:
         codec = _codec(self.tokenizer)
-        picture = open_image(image)
+        picture = open_image(panel.image)
         grid = tile_picture(picture, self.spec)
         sides = self._sides(chance, len(grid.tiles))
         plan = ImagePlan("", "", grid.columns, grid.rows, sides, grid.tiles[-1].is_thumbnail)
         pixels = [cut_bytes(picture, tile, side) for tile, side in zip(grid.tiles, sides, strict=True)]
+        shown = grid.tiles if len(grid.tiles) > 1 else (whole_picture(*picture.size),)
+        dense = [
+            DenseTargets.of_tile(panel.elements, tile, side, self.cells)
+            for tile, side in zip(shown, sides, strict=True)
+        ]
         prefix: list[int] = []  # token ids; -1 - n for visual token n of the picture
         blocks: list[tuple[list[int], list[int]]] = []
         for one in asked:
@@ -95,7 +101,7 @@ class AnswerSource:
             end = last_visual + 1 + bool(self.image_tokens.image_end)
             prefix = flat[:end]
             blocks.append((flat[end:], [*codec.encode(one.answer, continues=True), codec.eos_token_ids[0]]))
-        return _Sample(prefix, blocks, pixels, tuple(asked))
+        return _Sample(prefix, blocks, pixels, dense, tuple(asked))
 
     def _sides(self, chance: random.Random, tiles: int) -> tuple[int, ...]:
         """How the picture is routed: the model must answer whatever the VRC decides."""
@@ -113,6 +119,7 @@ class _Sample:
     prefix: list[int]
     blocks: list[tuple[list[int], list[int]]]  # question, answer
     tiles: list[np.ndarray]
+    dense: list[DenseTargets]  # of each of `tiles`
     asked: tuple[Asked, ...]
 
     @property
@@ -145,12 +152,14 @@ def _stack(samples: Sequence[_Sample], spec: VisionSpec) -> AnswerBatch:
     visual, segment = np.full(shape, -1, np.int64), np.full(shape, -1, np.int64)
     target = np.full(shape, IGNORE, np.int64)
     by_side: dict[int, list[np.ndarray]] = {}
+    dense: dict[int, list[DenseTargets]] = {}
     owners: dict[int, list[tuple[int, int]]] = {}  # side -> (sample, first visual token of the tile)
     for row, sample in enumerate(samples):
         first = 0
-        for tile in sample.tiles:
+        for tile, targets in zip(sample.tiles, sample.dense, strict=True):
             side = tile.shape[0]
             by_side.setdefault(side, []).append(tile)
+            dense.setdefault(side, []).append(targets)
             owners.setdefault(side, []).append((row, first))
             first += spec.tokens(side)
     rows: dict[tuple[int, int], int] = {}
@@ -177,6 +186,7 @@ def _stack(samples: Sequence[_Sample], spec: VisionSpec) -> AnswerBatch:
             at = end
     return AnswerBatch(
         tuple(np.stack(tiles) for tiles in by_side.values()),
+        tuple(DenseTargets.stack(parts) for parts in dense.values()),
         ids,
         visual,
         segment,

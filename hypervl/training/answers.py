@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from hypervl.decoder import Decoder
 from hypervl.training.answer_data import AnswerBatch
 from hypervl.training.batched_decoder import hidden_states
+from hypervl.training.dense import Look, look_at
 from hypervl.training.targets import IGNORE
 from hypervl.vision import VisionBranch
 
@@ -23,10 +25,19 @@ class Read(NamedTuple):
     visual: Tensor  # [visual tokens, hidden], of all tiles in the batch's order
 
 
+def looks(branch: VisionBranch, batch: AnswerBatch, device: torch.device) -> list[Look]:
+    """What a branch makes of the tiles of a batch, side by side."""
+    return [look_at(branch, torch.from_numpy(tiles).to(device).float() / 255) for tiles in batch.tiles]
+
+
+def joined(found: Sequence[Look]) -> Tensor:
+    """[visual tokens, hidden], in the order that `AnswerBatch.visual` counts in."""
+    return torch.cat([look.tokens.flatten(0, 1) for look in found])
+
+
 def visual_tokens(branch: VisionBranch, batch: AnswerBatch, device: torch.device) -> Tensor:
     """[visual tokens, hidden] of all tiles of a batch."""
-    found = [branch(torch.from_numpy(tiles).to(device).float() / 255).flatten(0, 1) for tiles in batch.tiles]
-    return torch.cat(found)
+    return joined(looks(branch, batch, device))
 
 
 def read_answers(decoder: Decoder, visual: Tensor, batch: AnswerBatch) -> Read:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hypervl.config import VisionConfig
-from hypervl.projector import pixel_shuffle
-from hypervl.training.targets import CHARACTERS, FIELDS, IGNORE, VALUE_CHARACTERS
+from hypervl.training.targets import CHARACTERS, FIELDS, IGNORE, VALUE_CHARACTERS, DenseTargets
 from hypervl.vision import VisionBranch
 
 # Of a field's loss; else 1. The seven characters of a value together weigh as much as two words.
 _WEIGHTS = {
-    **{"suffix": 0.5, "unit": 0.5, "state": 0.5, "colour": 0.5},
+    **dict.fromkeys(("suffix", "unit", "state", "colour", "full_scale", "magnitude", "middle", "place"), 0.5),
     **{field: 2 / VALUE_CHARACTERS for field in FIELDS if field.startswith(("value_", "read_"))},
 }
 _CHARACTER_WEIGHT = 3.0
@@ -72,28 +73,31 @@ class DenseHeads(nn.Module):
         self.character = nn.Linear(config.stem_channels[-1], 1 + len(CHARACTERS))
 
 
-def dense_loss(
-    branch: VisionBranch,
-    heads: DenseHeads,
-    images: Tensor,
-    targets: Tensor,
-    token_targets: Tensor,
-    characters: Tensor,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """`images` [N, S, S, 3] in [0, 1]; `targets` [N, g, g, fields], `token_targets` [N, g/2, g/2, fields],
-    `characters` [N, c, c].
+class Look(NamedTuple):
+    """All that a branch makes of N tiles of one side on the way to its visual tokens."""
 
-    Gives the loss, and shares of right answers: "character" of the stem's cells, "word" and "value" (all
-    characters) of patches, and the same of the visual tokens as "token_...".
-    """
-    seen = branch.look(images)
-    patches = branch.transform(seen, branch.constants(images.shape[1]))
-    count, grid = targets.shape[0], targets.shape[1]
-    squares = patches.reshape(count, grid, grid, patches.shape[-1])
-    tokens = branch.projector(pixel_shuffle(squares, branch.config.pixel_shuffle))
-    loss, shares = heads.patch(patches.flatten(0, 1), targets.flatten(0, 2))
-    token_loss, token_shares = heads.token(tokens.flatten(0, 1), token_targets.flatten(0, 2))
-    character_loss, right = read_characters(heads, seen, characters)
+    cells: Tensor  # [N, channels, c, c], of the stem
+    patches: Tensor  # [N, g * g, d]
+    tokens: Tensor  # [N, tokens, hidden]
+
+
+def look_at(branch: VisionBranch, images: Tensor) -> Look:
+    """`images` [N, S, S, 3] in [0, 1]."""
+    cells = branch.look(images)
+    patches = branch.transform(cells, branch.constants(images.shape[1]))
+    return Look(cells, patches, branch.project(patches))
+
+
+def dense_loss(heads: DenseHeads, look: Look, targets: DenseTargets) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss, and shares of right answers: "character" of the stem's cells, "word", "value" and "read" (all
+    characters) of patches, and the same of the visual tokens as "token_..."."""
+    patches, tokens, characters = (
+        torch.from_numpy(t).to(look.cells.device).long()
+        for t in (targets.patches, targets.tokens, targets.characters)
+    )
+    loss, shares = heads.patch(look.patches.flatten(0, 1), patches.flatten(0, 2))
+    token_loss, token_shares = heads.token(look.tokens.flatten(0, 1), tokens.flatten(0, 2))
+    character_loss, right = read_characters(heads, look.cells, characters)
     loss = loss + token_loss + _CHARACTER_WEIGHT * character_loss
     return loss, {"character": right, **shares, **{f"token_{k}": v for k, v in token_shares.items()}}
 
@@ -105,5 +109,5 @@ def read_characters(heads: DenseHeads, seen: Tensor, characters: Tensor) -> tupl
     # Cells without a character teach little: one in eight is enough.
     rows = (wanted > 0) | ((wanted == 0) & (torch.rand(wanted.shape, device=wanted.device) < 0.125))
     scores, wanted = heads.character(cells[rows]), wanted[rows]
-    right = (scores.argmax(-1) == wanted)[wanted > 0].float().mean()
-    return F.cross_entropy(scores, wanted), right
+    right = (scores.argmax(-1) == wanted)[wanted > 0].float()
+    return F.cross_entropy(scores, wanted), right.mean()

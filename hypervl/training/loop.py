@@ -66,6 +66,7 @@ class Task:
     first_level: int = 0
     frozen: tuple[str, ...] = ()  # of `modules`: saved, and not trained
     classifiers: tuple[str, ...] = ()  # of `modules`: give class scores, and are not for Muon
+    rest_norms: bool = False  # BatchNorm keeps its statistics: what is learned is what will be run
 
     def parts(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """What is trained: networks, and classifiers."""
@@ -116,6 +117,10 @@ def train(
     trained = [p for name, m in task.modules.items() if name not in task.frozen for p in m.parameters()]
     for name, module in task.modules.items():
         module.to(device).train(name not in task.frozen).requires_grad_(name not in task.frozen)
+    if task.rest_norms:
+        for norm in (m for module in task.modules.values() for m in module.modules()):
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.eval()
     schedule = task.schedule
     optimizers = make_optimizers(*task.parts(), schedule.rate, schedule.matrix_rate, schedule.weight_decay)
     progress = _Progress(levels=[(0, task.first_level)])

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hypervl.checkpoint import Checkpoint, check_text, save
-from hypervl.config import BRANCHES, preset
+from hypervl.config import HyperVLConfig, preset
 from hypervl.model import HyperVL, build
 from hypervl.text_files import TextFiles
 from hypervl.training import stages
@@ -71,35 +71,77 @@ class TrainingRecord:
 def train_base(
     name: str, options: PanelOptions, on_step: OnStep = lambda stage, step: None
 ) -> TrainingRecord:
-    """Trains preset `name` from random weights: both branches densely, then the large one with the decoder.
+    """Trains preset `name` from random weights: the large branch densely, then with the decoder. The base
+    branch begins as every other layer of it.
 
     Raises `UsageError` for an unknown preset, an output that exists, and a preset whose branches have no
-    stem.
+    stem, or differ in more than their layers.
     """
     _check(options)
     config = preset(name)
-    if not all(config.vision(branch).stem_channels for branch in BRANCHES):
-        raise UsageError(
-            f"preset {name!r} has branches without a convolutional stem",
-            "Dense pretraining reads the stem: use nano.",
-        )
+    _check_branches(config)
     _claim(options, {"preset": name, "config": config.to_dict()})
     text_files = _tokenizer(options.work / _TOKENIZER_FOLDER, config.decoder.vocab_size)
     check_text(config, text_files)
     model = build(config, options.seed)
-    for branch in BRANCHES:
-        initialise_positions(model.vision(branch))
+    initialise_positions(model.vision_large)
 
     shop = _workshop(model, options)
-    tasks = (
-        stages.primer(shop, "large"),
-        stages.dense(shop, "large"),
-        stages.answers(shop),
-        stages.joint(shop),
-        stages.primer(shop, "base"),
-        stages.dense(shop, "base"),
-    )
-    return _run(f"base {name}", shop, tasks, text_files, options, on_step)
+    tasks = (stages.primer(shop), stages.dense(shop), stages.answers(shop), stages.joint(shop))
+    return _run(f"base {name}", shop, tasks, text_files, options, on_step, begin_base_branch)
+
+
+def train_further(
+    checkpoint: Path, options: PanelOptions, on_step: OnStep = lambda stage, step: None
+) -> TrainingRecord:
+    """Goes on with the large branch and the decoder of `checkpoint`, on panels that only another seed has
+    shown them; the base branch begins anew.
+
+    Raises `UsageError` for an output that exists and branches without stems, `CheckpointError` for a broken
+    checkpoint.
+    """
+    _check(options)
+    opened = Checkpoint.open(checkpoint)
+    _check_branches(opened.config)
+    model = opened.load_model()
+    _claim(options, {"further": opened.fingerprint()})
+    _copy_tokenizer(opened, options)
+    shop = _workshop(model, options)
+    tasks = (stages.fresh_heads(shop), stages.joint(shop))
+    return _run("further", shop, tasks, opened.text_files, options, on_step, begin_base_branch)
+
+
+def begin_base_branch(model: HyperVL) -> None:
+    """Makes the base branch a copy of the large one with evenly spaced layers of it (as DistilBERT begins,
+    Sanh et al. 2019)."""
+    base, large = model.vision_base, model.vision_large
+    step = len(large.encoder.layers) / len(base.encoder.layers)
+    own = base.state_dict()
+    for name in own:
+        source = name
+        if name.startswith(_LAYERS):
+            number, _, rest = name.removeprefix(_LAYERS).partition(".")
+            source = f"{_LAYERS}{int(int(number) * step)}.{rest}"
+        own[name] = large.state_dict()[source]
+    base.load_state_dict(own)
+
+
+_LAYERS = "encoder.layers."
+
+
+def _check_branches(config: HyperVLConfig) -> None:
+    base, large = config.vision_base, config.vision_large
+    if not large.stem_channels:
+        raise UsageError(
+            f"{config.name} has branches without a convolutional stem",
+            "Dense pretraining reads the stem: use nano.",
+        )
+    layers = base.num_hidden_layers
+    if layers > large.num_hidden_layers or dataclasses.replace(large, num_hidden_layers=layers) != base:
+        raise UsageError(
+            f"{config.name}: the base branch is no shorter copy of the large one",
+            "It begins as one; let the two differ in num_hidden_layers alone, as nano's do.",
+        )
 
 
 def train_dcl(
@@ -116,14 +158,18 @@ def train_dcl(
     opened = Checkpoint.open(checkpoint)
     model = opened.load_model()
     _claim(options, {"checkpoint": opened.fingerprint()})
-    tokenizer = options.work / _TOKENIZER_FOLDER
-    tokenizer.mkdir(parents=True, exist_ok=True)
-    opened.text_files.write(tokenizer)
+    _copy_tokenizer(opened, options)
     name = "dcl" if consistency == "both" else f"dcl_{consistency}"
 
     shop = _workshop(model, options)
     task = stages.dcl(shop, CONSISTENCIES[consistency], name)
     return _run(name, shop, (task,), opened.text_files, options, on_step)
+
+
+def _copy_tokenizer(opened: Checkpoint, options: PanelOptions) -> None:
+    folder = options.work / _TOKENIZER_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    opened.text_files.write(folder)
 
 
 def _workshop(model: HyperVL, options: PanelOptions) -> stages.Workshop:
@@ -139,6 +185,7 @@ def _run(
     text_files: TextFiles,
     options: PanelOptions,
     on_step: OnStep,
+    finish: Callable[[HyperVL], None] = lambda model: None,
 ) -> TrainingRecord:
     device = shop.device
     records, curves = [], []
@@ -148,6 +195,7 @@ def _run(
             final = {k: v for k, v in result.history[-1].items() if k not in ("step", "level")}
             records.append(StageRecord(task.name, task.schedule.steps, result.seconds, final))
             curves.append(draw_stage(task.name, result.history, options.work / f"{task.name}.png"))
+    finish(shop.model)
     save(shop.model.cpu().eval(), options.output, text_files, dtype=options.dtype, replace=options.replace)
     record = TrainingRecord(
         output=options.output,

@@ -7,14 +7,17 @@ itself. A branch learns to read from thousands of such answers per picture inste
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from hypervl.config import VisionConfig
 from rpi_runtime.tiling import Tile
 from vqa.panels import vocabulary as words
 from vqa.panels.panel import Seen
-from vqa.panels.primer import CODE, NAME, NUMBER, UNIT, Printed
+from vqa.panels.primer import CODE, NAME, NUMBER, UNIT, Page, Printed
 from vqa.panels.scene import KINDS, LAMP_COLOURS, ON
 
 IGNORE = -100  # PyTorch's cross_entropy leaves such targets out
@@ -32,8 +35,15 @@ CHARACTERS = "".join(
 VALUE_CHARACTERS = 7  # the longest plate, "TX-4821"
 _LEGIBLE_PX = 4.5  # capitals lower than this, at the side a tile is encoded at, are not asked for
 
+FULL_SCALES = tuple(sorted({scale.high for scale in (*words.GAUGE_SCALES, *words.BAR_SCALES)}))
+_SHARES = 20  # parts of a scale that a needle's place is told in
+_INTEGER_DIGITS = 4  # of the largest value
+
 # Field -> number of classes. 0 stands for "none" everywhere; "value_<i>" is character i of what is shown,
 # "read_<i>" character i from this patch to the right, the easier one, from which the other is put together.
+# What answers need beyond reading: "share" and "full_scale" where a needle stands and on which scale,
+# "magnitude" how large a value is, to compare it, "place" which ninth of the whole picture an element lies
+# in, and "middle" the one patch of an element that counts it.
 FIELDS: dict[str, int] = {
     "kind": 1 + len(KINDS),
     "word": 1 + len(WORDS),
@@ -41,21 +51,73 @@ FIELDS: dict[str, int] = {
     "unit": 1 + len(words.UNITS),
     "state": 3,  # none, on, off
     "colour": 1 + len(LAMP_COLOURS),
+    "share": 2 + _SHARES,
+    "full_scale": 1 + len(FULL_SCALES),
+    "magnitude": 2 + 10 * _INTEGER_DIGITS,
+    "place": 1 + 9,
     **{f"value_{i}": 1 + len(CHARACTERS) for i in range(VALUE_CHARACTERS)},
     **{f"read_{i}": 1 + len(CHARACTERS) for i in range(VALUE_CHARACTERS)},
+    "middle": 2,
 }
 _COLUMN = {field: i for i, field in enumerate(FIELDS)}
+_SHOWN = [
+    i
+    for field, i in _COLUMN.items()
+    if field in ("unit", "share", "full_scale", "magnitude") or field.startswith("value_")
+]
 
 
 @dataclass(frozen=True)
-class _Place:
+class Cells:
+    """What a branch gives one answer for: cells of its stem, patches, and visual tokens."""
+
+    cell: int  # px
+    patch: int  # px
+    shuffle: int  # patches along a visual token's side
+
+    @classmethod
+    def of(cls, config: VisionConfig) -> Cells:
+        return cls(2 ** len(config.stem_channels), config.patch_size, config.pixel_shuffle)
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """Of N tiles of one side: `g` patches and `c` cells a side."""
+
+    patches: np.ndarray  # [N, g, g, fields] int16
+    tokens: np.ndarray  # [N, g / shuffle, g / shuffle, fields] int16
+    characters: np.ndarray  # [N, c, c] int16
+
+    @classmethod
+    def of_tile(cls, elements: tuple[Seen, ...], tile: Tile, side: int, cells: Cells) -> DenseTargets:
+        patches = tile_targets(elements, tile, side, cells.patch)
+        return cls._one(patches, character_targets(elements, tile, side, cells.cell), cells)
+
+    @classmethod
+    def of_page(cls, page: Page, cells: Cells) -> DenseTargets:
+        side = page.image.width
+        characters = np.zeros((side // cells.cell, side // cells.cell), np.int16)
+        page_targets(page.characters, page.glyphs, cells.cell, characters)
+        return cls._one(printed_targets(page.printed, side, cells.patch), characters, cells)
+
+    @classmethod
+    def _one(cls, patches: np.ndarray, characters: np.ndarray, cells: Cells) -> DenseTargets:
+        return cls(patches[None], token_targets(patches, cells.shuffle)[None], characters[None])
+
+    @classmethod
+    def stack(cls, parts: Sequence[DenseTargets]) -> DenseTargets:
+        return cls(*(np.concatenate([vars(p)[f.name] for p in parts]) for f in dataclasses.fields(cls)))
+
+
+@dataclass(frozen=True)
+class Place:
     """From picture px to px of the encoded tile."""
 
     scale: np.ndarray  # [2]
     shift: np.ndarray  # [2]
 
     @classmethod
-    def of(cls, tile: Tile, side: int) -> _Place:
+    def of(cls, tile: Tile, side: int) -> Place:
         low, high = np.array(tile.box[:2]), np.array(tile.box[2:])
         fill_low, fill_high = np.array(tile.fill[:2]), np.array(tile.fill[2:])
         scale = side * (fill_high - fill_low) / (high - low)
@@ -75,16 +137,26 @@ def tile_targets(elements: tuple[Seen, ...], tile: Tile, side: int, patch: int) 
 
     A name or value that the tile shows in part only, or too small to read, is not asked for (`IGNORE`).
     """
-    grid, place = side // patch, _Place.of(tile, side)
+    grid, place = side // patch, Place.of(tile, side)
     targets = np.full((grid, grid, len(FIELDS)), IGNORE, np.int16)
     targets[..., _COLUMN["kind"]] = 0
     boxes = [(place.box(np.concatenate([seen.label, seen.body])), seen) for seen in elements]
     for box, seen in sorted(boxes, key=lambda pair: -float(np.prod(pair[0][2:] - pair[0][:2]))):
-        # Patches whose middle lies in the element.
-        first = np.maximum(0, np.ceil(box[:2] / patch - 0.5)).astype(int)
-        last = np.minimum(grid, np.floor(box[2:] / patch + 0.5)).astype(int)
-        if (last > first).all():
-            targets[first[1] : last[1], first[0] : last[0]] = _element(seen, place, side)
+        area = _patches(box, patch, grid)
+        row = _element(seen, place, side)
+        middle = (box[:2] + box[2:]) / 2
+        centred = bool((middle >= 0).all() and (middle < side).all())
+        if not seen.hidden:
+            row[_COLUMN["middle"]] = 0
+            if tile.is_thumbnail and centred:
+                row[_COLUMN["place"]] = 1 + int(middle[1] * 3 / side) * 3 + int(middle[0] * 3 / side)
+        # What is read is asked for where it stands, what the element is and its name all over it.
+        targets[area] = row
+        targets[area][..., _SHOWN] = IGNORE
+        targets[_patches(place.box(seen.body), patch, grid)] = row
+        at = tuple((middle[::-1] / patch).astype(int))
+        if centred and not seen.hidden and targets[at][0] > 0:
+            targets[at][_COLUMN["middle"]] = 1
     for seen in elements:
         before = len(seen.element.name.replace(" ", ""))
         glyphs = seen.glyphs[before : before + len(seen.element.value)]
@@ -94,18 +166,25 @@ def tile_targets(elements: tuple[Seen, ...], tile: Tile, side: int, patch: int) 
     return targets
 
 
-def _element(seen: Seen, place: _Place, side: int) -> np.ndarray:
+def _patches(box: np.ndarray, patch: int, grid: int) -> tuple[slice, slice]:
+    """Rows and columns of the patches whose middle lies in `box`, px."""
+    first = np.maximum(0, np.ceil(box[:2] / patch - 0.5)).astype(int)
+    last = np.clip(np.floor(box[2:] / patch + 0.5), 0, grid).astype(int)
+    return slice(first[1], last[1]), slice(first[0], last[0])
+
+
+def _element(seen: Seen, place: Place, side: int) -> np.ndarray:
     element, zoom = seen.element, float(place.scale.mean())
     row = np.full(len(FIELDS), IGNORE, np.int16)
     row[_COLUMN["kind"]] = 1 + KINDS.index(element.kind)
     if seen.hidden:
         return row
     label, body = place.box(seen.label), place.box(seen.body)
-    if _inside(label, side) and (label[3] - label[1]) >= _LEGIBLE_PX:
+    if inside(label, side) and (label[3] - label[1]) >= _LEGIBLE_PX:
         word, _, suffix = element.name.partition(" ")
         row[_COLUMN["word"]] = 1 + WORDS.index(word)
         row[_COLUMN["suffix"]] = 1 + words.SUFFIXES.index(suffix) if suffix else 0
-    if not _inside(body, side):
+    if not inside(body, side):
         return row
     legible = seen.text_px * zoom >= (_LEGIBLE_PX if element.scale is None else _LEGIBLE_PX / 2)
     row[_COLUMN["colour"]] = 1 + LAMP_COLOURS.index(element.colour) if element.colour else 0
@@ -115,12 +194,26 @@ def _element(seen: Seen, place: _Place, side: int) -> np.ndarray:
         row[_COLUMN["state"]] = 0
         row[_COLUMN["unit"]] = 1 + words.UNITS.index(element.unit) if element.unit else 0
         _write_value(row, element.value)
+        if element.unit:
+            row[_COLUMN["magnitude"]] = magnitude(element.value)
+        if element.scale is not None:
+            row[_COLUMN["share"]] = 1 + round(_SHARES * element.step / element.scale.steps)
+            row[_COLUMN["full_scale"]] = 1 + FULL_SCALES.index(element.scale.high)
     return row
+
+
+def magnitude(value: str) -> int:
+    """How large a number is, as its number of digits before the point and the first of them say: 1 below
+    zero, then ascending."""
+    if value.startswith("-"):
+        return 1
+    integer = value.partition(".")[0]
+    return 2 + 10 * (len(integer) - 1) + int(integer[0])
 
 
 def character_targets(elements: tuple[Seen, ...], tile: Tile, side: int, cell: int) -> np.ndarray:
     """`page_targets` of the characters of a tile's elements; what is hidden is not asked for."""
-    place = _Place.of(tile, side)
+    place = Place.of(tile, side)
     targets = np.zeros((side // cell, side // cell), np.int16)
     for seen in elements:
         glyphs = np.concatenate([place.points(seen.glyphs[:, :2]), seen.glyphs[:, 2:] * place.scale], axis=1)
@@ -154,7 +247,7 @@ def printed_targets(printed: tuple[Printed, ...], side: int, patch: int) -> np.n
         if (last <= first).any():
             continue
         row = np.full(len(FIELDS), IGNORE, np.int16)
-        if _inside(box, side) and high >= _LEGIBLE_PX:
+        if inside(box, side) and high >= _LEGIBLE_PX:
             if one.kind == NAME:
                 word, _, suffix = one.text.partition(" ")
                 row[_COLUMN["word"]] = 1 + WORDS.index(word)
@@ -194,7 +287,7 @@ def _write_value(row: np.ndarray, text: str) -> None:
         row[_COLUMN[f"value_{i}"]] = 1 + CHARACTERS.index(text[i]) if i < len(text) else 0
 
 
-def _inside(box: np.ndarray, side: int) -> bool:
+def inside(box: np.ndarray, side: int) -> bool:
     return bool(box[0] >= -1 and box[1] >= -1 and box[2] <= side + 1 and box[3] <= side + 1)
 
 
@@ -204,7 +297,10 @@ def token_targets(targets: np.ndarray, shuffle: int) -> np.ndarray:
     grid, fields = targets.shape[0] // shuffle, targets.shape[2]
     squares = targets.reshape(grid, shuffle, grid, shuffle, fields).transpose(0, 2, 1, 3, 4)
     squares = squares.reshape(grid, grid, shuffle * shuffle, fields)
-    element = squares[..., : _COLUMN["read_0"]]  # what is read differs from patch to patch of one element
+    element = squares[..., : _COLUMN["read_0"]]  # what follows differs from patch to patch of one element
     same = (element[:, :, :, None] == element[:, :, None, :]).all(-1)
     votes = same.sum(-1) - shuffle**4 * (squares[..., 0] == 0)
-    return np.take_along_axis(squares, votes.argmax(-1)[:, :, None, None], axis=2)[:, :, 0]
+    tokens = np.take_along_axis(squares, votes.argmax(-1)[:, :, None, None], axis=2)[:, :, 0]
+    middle = squares[..., _COLUMN["middle"]].max(2)
+    tokens[..., _COLUMN["middle"]] = np.where(tokens[..., _COLUMN["kind"]] > 0, middle, IGNORE)
+    return np.asarray(tokens)

@@ -35,7 +35,7 @@ def nano_options(nano_checkpoint: Path) -> ConvertOptions:
         nano_checkpoint,
         Path("nowhere"),
         recipe="int8,vrc=fp16",
-        tile_sides=(192, 64),
+        tile_sides=(384, 128),
         prefill_tokens=(16,),
         context_tokens=128,
     )

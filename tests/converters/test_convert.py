@@ -78,13 +78,13 @@ def test_signatures_follow_the_options(converted: Converted) -> None:
     names = {c.name: sorted(s.name for s in c.signatures) for c in manifest.components}
     assert names == {
         "vrc": ["route"],
-        "vision_base": ["tile_192", "tile_64"],
-        "vision_large": ["tile_192", "tile_64"],
+        "vision_base": ["tile_384", "tile_128"],
+        "vision_large": ["tile_384", "tile_128"],
         "decoder": ["decode", "prefill_16"],
     }
     assert manifest.decoder is not None
     assert manifest.vision is not None
-    assert (manifest.decoder.context_tokens, manifest.vision.tile_sides) == (128, (192, 64))
+    assert (manifest.decoder.context_tokens, manifest.vision.tile_sides) == (128, (384, 128))
 
 
 def test_the_manifest_holds_what_was_asked_and_measured(converted: Converted) -> None:
@@ -240,7 +240,7 @@ def test_a_changed_option_touches_only_its_stages() -> None:
     assert changed_stages(recipe="decoder=fp16") == decoder, "int8 is smoothed before the export"
     assert changed_stages(context_tokens=512) == decoder
     assert changed_stages(prefill_tokens=(64,)) == decoder
-    assert changed_stages(tile_sides=(192,)) == branches
+    assert changed_stages(tile_sides=(384,)) == branches
     assert changed_stages(embedding="fp16") == {"embedding"}
     assert changed_stages(components=("decoder",)) == set()
 

@@ -31,7 +31,7 @@ def test_defaults_convert_everything_at_int8() -> None:
     found = plan(asked(), NANO)
     assert found.components == ("vrc", "vision_base", "vision_large", "decoder")
     assert {r.name for r in found.recipes.values()} == {"int8"}
-    assert found.tile_sides == (192, 128, 64)
+    assert found.tile_sides == (384, 256, 128)
     assert found.context_tokens == 1024
     assert found.prefill_tokens == (8, 32, 128)
 
@@ -56,8 +56,8 @@ def test_vision_stands_for_both_branches_and_order_does_not_matter() -> None:
 
 
 def test_lists_are_put_in_order_and_repeats_dropped() -> None:
-    found = plan(asked(tile_sides=(64, 192, 64), prefill_tokens=(128, 16, 128)), NANO)
-    assert found.tile_sides == (192, 64)
+    found = plan(asked(tile_sides=(128, 384, 128), prefill_tokens=(128, 16, 128)), NANO)
+    assert found.tile_sides == (384, 128)
     assert found.prefill_tokens == (16, 128)
 
 
@@ -79,7 +79,7 @@ def test_recipes_may_differ_per_component() -> None:
         ({"embedding": "int4"}, ["unknown embedding type 'int4'", "fp16, int8"]),
         ({"tile_sides": (180,)}, ["tile side 180 px is not a multiple of 32 px", "160 or 192"]),
         ({"tile_sides": (16,)}, ["16 px is not a multiple of 32", "Nearest that fit: 32 px"]),
-        ({"tile_sides": (448, 192)}, ["tile side 448 px", "the full tile's 192 px", "192, 128, 64"]),
+        ({"tile_sides": (448, 384)}, ["tile side 448 px", "the full tile's 384 px", "384, 256, 128"]),
         ({"tile_sides": (0,)}, ["tile side 0 px"]),
         ({"tile_sides": ()}, ["no tile side is given"]),
         ({"context_tokens": 30}, ["a context of 30 tokens is too small", "takes 4 tokens", "36 to 4096"]),
@@ -87,7 +87,7 @@ def test_recipes_may_differ_per_component() -> None:
         ({"prefill_tokens": (128, 2000)}, ["prefill of 2000 tokens does not fit a context of 1024"]),
         ({"prefill_tokens": (1,)}, ["prefill of 1 tokens", "from 2 to 1024"]),
         ({"prefill_tokens": ()}, ["no prefill length"]),
-        ({"components": ("decoder",), "tile_sides": (192,)}, ["no vision branch", "Leave --tile-sides out"]),
+        ({"components": ("decoder",), "tile_sides": (384,)}, ["no vision branch", "Leave --tile-sides out"]),
         ({"components": ("vision",), "prefill_tokens": (8,)}, ["decoder is not converted"]),
         ({"components": ("vision",), "context_tokens": 64}, ["decoder is not converted"]),
     ],

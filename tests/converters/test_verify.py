@@ -118,7 +118,7 @@ def test_what_is_no_bundle_cannot_be_checked(tmp_path: Path) -> None:
 def test_the_command_line_leaves_with_0_1_or_3(converted: Converted, bundle: Path) -> None:
     fine = toolkit("verify", converted.bundle)
     assert fine.returncode == 0, fine.stderr
-    assert "tile_192" in fine.stdout
+    assert "tile_384" in fine.stdout
     assert "prefill_16" in fine.stdout
     (bundle / "tokenizer.json").write_text("{}")
     found = toolkit("verify", bundle, "--json")

@@ -16,7 +16,7 @@ from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
 from hypervl.byte_tokenizer import byte_tokenizer
 from hypervl.checkpoint import Checkpoint
-from hypervl.config import preset
+from hypervl.config import TilingConfig, VisionConfig, preset
 from hypervl.generate import generate
 from hypervl.model import HyperVL, build
 from rpi_runtime.errors import UsageError
@@ -24,11 +24,19 @@ from rpi_runtime.prompt import IMAGE, Message, VisualRun
 from rpi_runtime.tokenizer import TextCodec
 
 _TRAINED_SHAPE = preset("nano")
-# transformers' SigLIP, which is compared with here, has no stem.
+
+
+def _without_stem(config: VisionConfig) -> VisionConfig:
+    return dataclasses.replace(config, image_size=192, stem_channels=(), stem_dilations=())
+
+
+# transformers' SigLIP, which is compared with here, has no stem; small tiles are quickly encoded.
 NANO = dataclasses.replace(
     _TRAINED_SHAPE,
-    vision_base=dataclasses.replace(_TRAINED_SHAPE.vision_base, stem_channels=(), stem_dilations=()),
-    vision_large=dataclasses.replace(_TRAINED_SHAPE.vision_large, stem_channels=(), stem_dilations=()),
+    vrc=dataclasses.replace(_TRAINED_SHAPE.vrc, scales=(0.25, 0.5, 0.75, 1.0)),
+    vision_base=_without_stem(_TRAINED_SHAPE.vision_base),
+    vision_large=_without_stem(_TRAINED_SHAPE.vision_large),
+    tiling=TilingConfig(tile_side=192, tile_sides=(192, 128, 64), max_tiles=12),
 )
 QUESTION = "What is this?"
 

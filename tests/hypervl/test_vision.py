@@ -15,6 +15,7 @@ from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionCo
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
 
+from hypervl.attention import products, rotate
 from hypervl.config import VisionConfig
 from hypervl.projector import pixel_shuffle
 from hypervl.vision import TileConstants, VisionBranch, patch_convolution_weight
@@ -111,10 +112,33 @@ def test_the_two_interpolations_differ() -> None:
 @torch.no_grad()
 def test_constants_kept_from_before_change_nothing() -> None:
     """An export computes them once; the graph must not differ by one bit from the reference."""
-    branch = branch_with(siglip().state_dict())
+    for rotary in (False, True):
+        branch = branch_with(siglip().state_dict(), rotary=rotary)
+        images = photos(64)
+        kept = TileConstants(*(None if t is None else t.clone() for t in branch.constants(64)))
+        assert torch.equal(branch(images, kept), branch(images))
+
+
+def test_rotary_scores_depend_on_how_far_patches_lie_apart_and_on_nothing_else() -> None:
+    branch = VisionBranch(dataclasses.replace(CONFIG, rotary=True), 32)
+    cos, sin = branch.rotary_table(128)
+    assert cos is not None
+    assert sin is not None
+    one, other = torch.randn(2, 1, 1, 1, CONFIG.hidden_size // CONFIG.num_attention_heads).unbind()
+    queries, keys = (rotate(x.expand(1, 1, 64, -1), cos, sin) for x in (one, other))
+    scores = products(queries, keys).reshape(8, 8, 8, 8)  # row, column of the query; of the key
+    torch.testing.assert_close(scores[2, 3, 4, 4], scores[3, 6, 5, 7])  # 2 down, 1 to the right
+    assert abs(scores[2, 3, 4, 4] - scores[2, 3, 3, 5]) > 1e-3  # 1 down, 2 to the right
+    small = branch.rotary_table(64)
+    assert small[0] is not None
+    torch.testing.assert_close(small[0][0, 0, 1], cos[0, 0, 1])  # neighbours are one apart at every side
+
+
+@torch.no_grad()
+def test_attention_while_training_is_the_attention_that_is_exported() -> None:
+    branch = branch_with(siglip().state_dict(), rotary=True)
     images = photos(64)
-    kept = TileConstants(*(t.clone() for t in branch.constants(64)))
-    assert torch.equal(branch(images, kept), branch(images))
+    torch.testing.assert_close(branch.train()(images), branch.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def test_pixel_shuffle_orders_channels_as_smolvlm() -> None:

@@ -214,7 +214,7 @@ def test_a_checkpoint_shows_its_parts_as_pytorch_counts_them(
     text = printed(nano_checkpoint, capsys)
     assert "checkpoint of hypervl-nano" in text
     assert "4 layers, d 192, 6 heads" in text
-    assert "192 px, 128 px, 64 px" in text
+    assert "384 px, 256 px, 128 px" in text
     assert "tokenizer.json" in text
 
 

@@ -16,7 +16,7 @@ from hypervl.model import HyperVL, build
 from hypervl.specs import image_tokens, vision_spec
 from hypervl.training.answer_data import AnswerBatch, AnswerSource, _Sample, _stack
 from hypervl.training.answers import answer_loss, exact_shares, read_answers, sees, visual_tokens
-from hypervl.training.targets import IGNORE
+from hypervl.training.targets import IGNORE, Cells
 from rpi_runtime.images import open_image
 from rpi_runtime.prompt import ImagePlan, Message, Prompt, VisualRun, layout, tokenise
 from rpi_runtime.tiling import plan_grid
@@ -34,7 +34,9 @@ _EASY = Difficulty(most_elements=3, camera=0.3, longest_px=300)
 def source(tmp_path_factory: pytest.TempPathFactory) -> AnswerSource:
     folder = tmp_path_factory.mktemp("tokenizer")
     byte_tokenizer().write(folder)
-    return AnswerSource(_SPEC, folder, image_tokens(CONFIG), tiles=4, questions=3)
+    return AnswerSource(
+        _SPEC, folder, image_tokens(CONFIG), Cells.of(CONFIG.vision_large), tiles=4, questions=3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def samples(source: AnswerSource, pictures: list[Panel]) -> list[_Sample]:
         for seed in range(1000)
         if len({side for n in counts for side in source._sides(random.Random(seed), n)}) == 2
     )
-    return [source._sample(random.Random(seed), panel.image, ask(panel, 3)) for panel in pictures]
+    return [source._sample(random.Random(seed), panel, ask(panel, 3)) for panel in pictures]
 
 
 @pytest.fixture(scope="module")
@@ -198,4 +200,14 @@ def test_a_batch_is_a_function_of_its_number_and_level(source: AnswerSource) -> 
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
     assert all(np.array_equal(a, b) for a, b in zip(first.tiles, again.tiles, strict=True))
     assert first.questions == again.questions != other.questions
-    assert sum(map(len, first.tiles)) >= source.tiles
+    assert sum(tiles.size for tiles in first.tiles) >= source.tiles * 3 * _SPEC.tile_side**2
+
+
+def test_every_tile_of_a_batch_comes_with_what_lies_under_its_patches(source: AnswerSource) -> None:
+    batch = source.build(3, 0)
+    assert len(batch.dense) == len(batch.tiles)
+    for targets, tiles in zip(batch.dense, batch.tiles, strict=True):
+        grid = tiles.shape[1] // CONFIG.vision_large.patch_size
+        assert targets.patches.shape[:3] == (len(tiles), grid, grid)
+        assert targets.tokens.shape[:3] == (len(tiles), grid // 2, grid // 2)
+    assert any(targets.patches[..., 0].any() for targets in batch.dense)

@@ -9,10 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from hypervl.checkpoint import Checkpoint
-from hypervl.training.panel_job import PanelOptions, TrainingRecord, train_base, train_dcl
+from hypervl.byte_tokenizer import byte_tokenizer
+from hypervl.checkpoint import Checkpoint, save
+from hypervl.model import build
+from hypervl.training.panel_job import (
+    PanelOptions,
+    TrainingRecord,
+    train_base,
+    train_dcl,
+    train_further,
+)
 from rpi_runtime.errors import UsageError
 from tests.conftest import MakeOnce
+from tests.converters.tiny import CONFIG
 
 SCALE = 0.0004  # of the shipped steps: one to three a stage
 
@@ -34,14 +43,8 @@ def trained(make_once: MakeOnce) -> Path:
 
 def test_all_stages_run_and_leave_a_record_and_curves(trained: Path) -> None:
     record = json.loads((trained / "base.work" / "base.json").read_text())
-    assert [stage["stage"] for stage in record["stages"]] == [
-        "primer_large",
-        "dense_large",
-        "answers",
-        "joint",
-        "primer_base",
-        "dense_base",
-    ]
+    stages = [stage["stage"] for stage in record["stages"]]
+    assert stages == ["primer_large", "dense_large", "answers", "joint"]
     assert all(stage["steps"] >= 1 and stage["metrics"]["loss"] > 0 for stage in record["stages"])
     assert {"torch", "numpy", "hypervl-edge"} <= record["versions"].keys()
     assert record["seed"] == 0
@@ -110,3 +113,30 @@ def test_unknown_names_are_answered_with_the_nearest(trained: Path, tmp_path: Pa
         train_dcl(trained / "base", "bth", options(tmp_path, "dcl"))
     with pytest.raises(UsageError, match="without a convolutional stem"):
         train_base("0.6b", options(tmp_path, "base"))
+
+
+def test_the_base_branch_begins_as_every_other_layer_of_the_large_one(trained: Path) -> None:
+    tensors = Checkpoint.open(trained / "base").load("")
+    for name, tensor in tensors.items():
+        if name.startswith("vision_base."):
+            other = name.replace("vision_base", "vision_large").replace(".layers.1.", ".layers.2.")
+            assert torch.equal(tensor, tensors[other]), name
+
+
+def test_a_checkpoint_is_trained_further(trained: Path, tmp_path: Path) -> None:
+    record = train_further(trained / "base", dataclasses.replace(options(tmp_path, "more"), seed=1))
+    assert [stage.stage for stage in record.stages] == ["heads", "joint"]
+    before, after = Checkpoint.open(trained / "base"), Checkpoint.open(tmp_path / "more")
+    assert before.config == after.config
+    changed = {n.split(".")[0] for n in before.tensors if not torch.equal(before.tensor(n), after.tensor(n))}
+    assert changed == {"vision_base", "vision_large", "decoder"}
+    assert (tmp_path / "more" / "tokenizer.json").read_bytes() == (
+        trained / "base" / "tokenizer.json"
+    ).read_bytes()
+
+
+def test_branches_that_differ_in_more_than_their_layers_are_refused(tmp_path: Path) -> None:
+    model = build(CONFIG)
+    save(model, tmp_path / "tiny", byte_tokenizer())
+    with pytest.raises(UsageError, match="no shorter copy of the large one"):
+        train_further(tmp_path / "tiny", options(tmp_path, "more"))

@@ -10,16 +10,18 @@ from hypothesis import strategies as st
 from hypervl.training.targets import (
     CHARACTERS,
     FIELDS,
+    FULL_SCALES,
     IGNORE,
     VALUE_CHARACTERS,
     WORDS,
     character_targets,
+    magnitude,
     page_targets,
     printed_targets,
     tile_targets,
     token_targets,
 )
-from rpi_runtime.tiling import Tile
+from rpi_runtime.tiling import Tile, whole_picture
 from vqa.panels import vocabulary as words
 from vqa.panels.panel import Seen
 from vqa.panels.primer import CODE, NAME, NUMBER, UNIT, Printed
@@ -104,8 +106,8 @@ def test_what_a_tile_cuts_off_is_not_asked_for() -> None:
 
 def test_what_is_too_small_to_read_at_the_tiles_side_is_not_asked_for() -> None:
     seen = _seen(_DISPLAY, (8, 0, 56, 16), (8, 20, 56, 40), text_px=10)
-    assert _read(tile_targets((seen,), _WHOLE, 32, 16)[0, 0])["value"] == "-3.4"  # 5 px
-    small = _read(tile_targets((seen,), _WHOLE, 16, 8)[0, 0])
+    assert _read(tile_targets((seen,), _WHOLE, 32, 8)[1, 1])["value"] == "-3.4"  # 5 px
+    small = _read(tile_targets((seen,), _WHOLE, 16, 4)[1, 1])
     assert (small["kind"], small["word"], small["value"]) == ("display", None, None)  # 4 px, 2.5 px
 
 
@@ -197,7 +199,9 @@ def test_each_patch_is_asked_for_the_characters_from_it_to_the_right() -> None:
     assert [_reading(row) for row in left_half[1]] == ["-3??", "3??"]
 
 
-_PATCHES = st.sampled_from([(0, IGNORE), (1, 5), (1, 6), (2, 5)])
+_EMPTY = (0, *[IGNORE] * (len(FIELDS) - 1))
+_ROWS = [_EMPTY, *((kind, word, *[IGNORE] * (len(FIELDS) - 3), 0) for kind, word in ((1, 5), (1, 6), (2, 5)))]
+_PATCHES = st.sampled_from(_ROWS)
 _grids = st.integers(1, 3).flatmap(lambda g: st.lists(_PATCHES, min_size=4 * g * g, max_size=4 * g * g))
 
 
@@ -205,18 +209,56 @@ _grids = st.integers(1, 3).flatmap(lambda g: st.lists(_PATCHES, min_size=4 * g *
 @given(_grids)
 def test_a_visual_token_is_what_most_of_its_patches_are_and_background_only_if_all_are(cells: list) -> None:
     side = int(len(cells) ** 0.5)
-    patches = np.array(cells, np.int16).reshape(side, side, 2)
+    patches = np.array(cells, np.int16).reshape(side, side, len(FIELDS))
     tokens = token_targets(patches, 2)
-    assert tokens.shape == (side // 2, side // 2, 2)
+    assert tokens.shape == (side // 2, side // 2, len(FIELDS))
     for row in range(side // 2):
         for column in range(side // 2):
             square = [
-                tuple(p) for p in patches[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].reshape(4, 2)
+                tuple(p)
+                for p in patches[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].reshape(4, len(FIELDS))
             ]
             shown = [tuple(p) for p in square if p[0] != 0]
             given_token = tuple(tokens[row, column])
             if not shown:
-                assert given_token == (0, IGNORE)
+                assert given_token == _EMPTY
             else:
                 assert given_token in shown
                 assert shown.count(given_token) == max(map(shown.count, shown))
+
+
+def test_one_patch_and_one_visual_token_count_an_element() -> None:
+    targets = tile_targets((_seen(_DISPLAY, (8, 0, 56, 16), (8, 20, 56, 40)),), _WHOLE, 64, 16)
+    middle = _COLUMN["middle"]
+    assert targets[1, 2, middle] == 1  # 32, 20 px
+    assert (targets[..., middle] == 1).sum() == 1
+    assert (token_targets(targets, 2)[..., middle] == 1).sum() == 1
+
+
+def test_the_place_in_the_picture_is_asked_for_where_the_whole_picture_is_shown() -> None:
+    seen = _seen(_DISPLAY, (44, 0, 60, 8), (44, 8, 60, 16))  # top right
+    place = _COLUMN["place"]
+    whole = tile_targets((seen,), whole_picture(64, 64), 64, 16)
+    assert set(whole[..., place].flatten()) == {IGNORE, 1 + 2}
+    assert set(tile_targets((seen,), _WHOLE, 64, 16)[..., place].flatten()) == {IGNORE}
+
+
+def test_what_is_read_is_asked_for_where_it_stands_and_the_name_everywhere() -> None:
+    targets = tile_targets((_seen(_DISPLAY, (8, 0, 56, 16), (8, 20, 56, 40)),), _WHOLE, 64, 16)
+    assert (_read(targets[0, 1])["word"], _read(targets[0, 1])["value"]) == ("TANK", None)
+    assert (_read(targets[1, 1])["word"], _read(targets[1, 1])["value"]) == ("TANK", "-3.4")
+
+
+def test_a_gauge_is_asked_where_its_needle_stands_and_on_which_scale() -> None:
+    scale = next(scale for scale in words.GAUGE_SCALES if scale.high == 60)
+    gauge = Element("gauge", "FLOW", "45", "l/min", scale=scale, step=9)
+    row = tile_targets((_seen(gauge, (0, 0, 64, 12), (0, 12, 64, 64)),), _WHOLE, 64, 16)[2, 2]
+    assert row[_COLUMN["share"]] == 1 + 15  # of 20
+    assert FULL_SCALES[row[_COLUMN["full_scale"]] - 1] == 60
+
+
+@given(st.lists(st.floats(-40, 9999).map(lambda x: f"{x:.1f}"), min_size=2))
+def test_magnitudes_ascend_with_what_is_shown(values: list[str]) -> None:
+    ranks = [magnitude(value) for value in sorted(values, key=float) if not value.startswith("-")]
+    assert ranks == sorted(ranks)
+    assert all(0 < rank < FIELDS["magnitude"] for rank in map(magnitude, values))

@@ -43,6 +43,10 @@ _Force = Annotated[bool, typer.Option("--force", help="Replace an existing check
 def base(
     output: _Output,
     preset: Annotated[str, typer.Option(help="Shapes of the model.")] = "nano",
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Checkpoint to go on from.", show_default="random weights"),
+    ] = None,
     scale: _Scale = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of weights and panels.")] = 0,
     workers: _Workers = 1,
@@ -51,16 +55,19 @@ def base(
     force: _Force = False,
     as_json: opt.Json = False,
 ) -> None:
-    """Train a model to read instrument panels, from random weights.
+    """Train a model to read instrument panels, from random weights or from a checkpoint.
 
-    Stems learn letters, branches learn to read, the decoder learns to answer behind the large branch.
+    The stem learns letters, the large branch learns to read, the decoder learns to answer behind it.
     """
     _need("torch", "matplotlib", "skimage")
-    from hypervl.training.panel_job import PanelOptions, train_base
+    from hypervl.training.panel_job import PanelOptions, train_base, train_further
 
     options = PanelOptions(output, work or _work_of(output), seed, scale, device, workers, replace=force)
     with TrainProgress() as progress:
-        result = train_base(preset, options, progress.show_step)
+        if start is None:
+            result = train_base(preset, options, progress.show_step)
+        else:
+            result = train_further(start, options, progress.show_step)
     _print_stages(result, as_json)
 
 
