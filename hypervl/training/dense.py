@@ -14,10 +14,11 @@ from hypervl.vision import VisionBranch
 
 # Of a field's loss; else 1. The seven characters of a value together weigh as much as two words.
 _WEIGHTS = {
-    **dict.fromkeys(("suffix", "unit", "state", "colour", "full_scale", "magnitude", "middle", "place"), 0.5),
+    **dict.fromkeys(("suffix", "unit", "full_scale", "magnitude", "middle", "place"), 0.5),
     **{field: 2 / VALUE_CHARACTERS for field in FIELDS if field.startswith(("value_", "read_"))},
 }
 _CHARACTER_WEIGHT = 3.0
+_MIDDLE_RATE = 10.0  # of what a patch weighs that is the middle of its element, against one that is not
 _SIZES = tuple(FIELDS.values())
 _VALUES = [i for i, field in enumerate(FIELDS) if field.startswith("value_")]
 _READS = [i for i, field in enumerate(FIELDS) if field.startswith("read_")]
@@ -46,7 +47,8 @@ class DenseHead(nn.Module):
             asked = wanted[:, i] != IGNORE
             if field == "kind" or not bool(asked.any()):
                 continue
-            one_loss = F.cross_entropy(given, wanted[:, i], ignore_index=IGNORE)
+            weights = given.new_tensor((1.0, _MIDDLE_RATE)) if field == "middle" else None
+            one_loss = F.cross_entropy(given, wanted[:, i], weights, ignore_index=IGNORE)
             loss = loss + _WEIGHTS.get(field, 1.0) * one_loss
             hit = given.argmax(-1) == wanted[:, i]
             if field == "word":

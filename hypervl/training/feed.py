@@ -73,6 +73,7 @@ def workers(count: int) -> Iterator[ProcessPoolExecutor | None]:
 def _serve() -> None:
     """Ctrl-C is the parent's to handle; a worker whose parent was killed leaves."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(10)  # training's threads wait for one another: one that is kept waiting holds up all
     parent = os.getppid()
 
     def watch() -> None:

@@ -166,6 +166,8 @@ def _smooth(smooth: dict[str, float], values: dict[str, Tensor]) -> None:
     """Exponential means over about 50 steps."""
     for name, value in values.items():
         now = float(value.detach())
+        if math.isnan(now):  # a share of nothing; a loss that is no number never comes here
+            continue
         smooth[name] = now if name not in smooth else 0.98 * smooth[name] + 0.02 * now
 
 

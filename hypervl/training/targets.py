@@ -187,11 +187,12 @@ def _element(seen: Seen, place: Place, side: int) -> np.ndarray:
     if not inside(body, side):
         return row
     legible = seen.text_px * zoom >= (_LEGIBLE_PX if element.scale is None else _LEGIBLE_PX / 2)
-    row[_COLUMN["colour"]] = 1 + LAMP_COLOURS.index(element.colour) if element.colour else 0
+    # Not asked for where the kind says all: a mean over mostly "none" would teach next to nothing.
+    if element.colour:
+        row[_COLUMN["colour"]] = 1 + LAMP_COLOURS.index(element.colour)
     if element.kind in ("lamp", "switch"):
         row[_COLUMN["state"]] = 1 if element.value == ON else 2
     elif legible:
-        row[_COLUMN["state"]] = 0
         row[_COLUMN["unit"]] = 1 + words.UNITS.index(element.unit) if element.unit else 0
         _write_value(row, element.value)
         if element.unit:

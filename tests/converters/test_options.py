@@ -82,7 +82,7 @@ def test_recipes_may_differ_per_component() -> None:
         ({"tile_sides": (448, 384)}, ["tile side 448 px", "the full tile's 384 px", "384, 256, 128"]),
         ({"tile_sides": (0,)}, ["tile side 0 px"]),
         ({"tile_sides": ()}, ["no tile side is given"]),
-        ({"context_tokens": 30}, ["a context of 30 tokens is too small", "takes 4 tokens", "36 to 4096"]),
+        ({"context_tokens": 30}, ["a context of 30 tokens is too small", "takes 16 tokens", "48 to 4096"]),
         ({"context_tokens": 5000}, ["5000 tokens is more than the model has positions for (4096)"]),
         ({"prefill_tokens": (128, 2000)}, ["prefill of 2000 tokens does not fit a context of 1024"]),
         ({"prefill_tokens": (1,)}, ["prefill of 1 tokens", "from 2 to 1024"]),

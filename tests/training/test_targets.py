@@ -65,7 +65,7 @@ def test_a_patch_of_an_element_is_asked_for_all_that_it_shows() -> None:
     targets = tile_targets((_seen(_DISPLAY, (8, 0, 56, 16), (8, 20, 56, 40)),), _WHOLE, 64, 16)
     assert targets.shape == (4, 4, len(FIELDS))
     assert _read(targets[1, 1]) == {
-        "kind": "display", "word": "TANK", "suffix": "2", "unit": "bar", "state": "", "colour": "",
+        "kind": "display", "word": "TANK", "suffix": "2", "unit": "bar", "state": None, "colour": None,
         "value": "-3.4",
     }  # fmt: skip
 
