@@ -196,9 +196,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(
-        self, x: Tensor, rope_cos: Tensor | None = None, rope_sin: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope_cos: Tensor | None = None, rope_sin: Tensor | None = None) -> Tensor:
         for layer in self.layers:
             x = layer(x, rope_cos, rope_sin)
         return x
@@ -212,9 +210,7 @@ class EncoderLayer(nn.Module):
         self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self, x: Tensor, rope_cos: Tensor | None = None, rope_sin: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope_cos: Tensor | None = None, rope_sin: Tensor | None = None) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x), rope_cos, rope_sin)
         x = x + self.mlp(self.layer_norm2(x))
         return x
@@ -232,9 +228,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(d, d)
         self.out_proj = nn.Linear(d, d)
 
-    def forward(
-        self, x: Tensor, rope_cos: Tensor | None = None, rope_sin: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope_cos: Tensor | None = None, rope_sin: Tensor | None = None) -> Tensor:
         # Scaling the queries and not the scores keeps q @ k inside fp16.
         q = self._split(self.q_proj(x) * self.head_dim**-0.5)
         k, v = self._split(self.k_proj(x)), self._split(self.v_proj(x))

@@ -372,7 +372,7 @@ def test_a_projector_for_another_width_is_refused(tmp_path: Path, nano_checkpoin
     projector = tmp_path / "projector.safetensors"
     save_file(Checkpoint.open(nano_checkpoint).load("vision_base.projector."), projector)
     folder, _ = qwen3(tmp_path / "decoder")
-    with pytest.raises(CheckpointError, match=r"linear_1\.weight is \[192, 512\], not \[72, 512\]"):
+    with pytest.raises(CheckpointError, match=r"linear_1\.weight is \[192, 768\], not \[72, 768\]"):
         assemble(tmp_path / "c", Sources(decoder=folder, projector_base=projector))
 
 

@@ -206,7 +206,7 @@ def test_a_config_that_is_none(copy: Path, content: bytes, message: str) -> None
         (lambda c: c["decoder"].update(num_hidden_layers=10**9), "num_hidden_layers is 1,000,000,000"),
         (lambda c: c["decoder"].update(num_key_value_heads=4), "6 heads cannot share 4 key/value heads"),
         (lambda c: c["tiling"].update(tile_sides=[192, "a"]), "'tiling.tile_sides[1]' is 'a', expected int"),
-        (lambda c: c["tiling"].update(tile_sides=[192, 100]), "tile side 100 px is not a multiple of 32 px"),
+        (lambda c: c["tiling"].update(tile_sides=[384, 100]), "tile side 100 px is not a multiple of 32 px"),
         (lambda c: c["tiling"].update(image_std=[0.5, 0, 0.5]), "no deviation may be 0"),
         (lambda c: c["vrc"].update(stages=[[1, 2]]), "vrc.stages: a row is not 5 numbers"),
         (lambda c: c["vrc"].update(scales=[1.0, 0.5]), "not an ascending list"),

@@ -27,10 +27,11 @@ _TRAINED_SHAPE = preset("nano")
 
 
 def _without_stem(config: VisionConfig) -> VisionConfig:
-    return dataclasses.replace(config, image_size=192, stem_channels=(), stem_dilations=())
+    plain = {"stem_channels": (), "stem_dilations": (), "rotary": False}
+    return dataclasses.replace(config, image_size=192, **plain)
 
 
-# transformers' SigLIP, which is compared with here, has no stem; small tiles are quickly encoded.
+# transformers' SigLIP, which is compared with here, has no stem and no rotary positions; small tiles are quickly encoded.
 NANO = dataclasses.replace(
     _TRAINED_SHAPE,
     vrc=dataclasses.replace(_TRAINED_SHAPE.vrc, scales=(0.25, 0.5, 0.75, 1.0)),
