@@ -1,7 +1,7 @@
 """The main job with the built-in model, by the commands a user would type: convert, ask, look.
 
-Works in `demo/`. The picture is a panel of the test split, whose layout, fonts and background the model has never
-seen; the right answer is known and printed.
+Works in `demo/`. The picture is a panel of the test split, whose layout, fonts and background the model has
+never seen; the right answer is known and printed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ PANEL = 0  # of the test split
 QUESTION, ANSWER = "", ""
 COMMANDS = (
     f"toolkit convert {MODEL} -o demo/bundle",
-    f"toolkit run demo/bundle --image demo/panel.png --prompt {shlex.quote(QUESTION)} --routing demo/routing.png",
+    f"toolkit run demo/bundle --image demo/panel.png --prompt {shlex.quote(QUESTION)} "
+    "--routing demo/routing.png",
 )
 
 

@@ -41,7 +41,7 @@ FRESH_HEADS = Schedule(200, 1.4e-3)
 DENSE = Schedule(3200, 1e-3, 3e-3)
 ANSWERS = Schedule(250, 1.4e-3, 4e-3)
 JOINT = Schedule(720, 8e-4, 2.4e-3, warmup=30)
-DCL = Schedule(160, 7e-4, 2e-3, warmup=20)
+DCL = Schedule(90, 7e-4, 2e-3, warmup=20)
 _DENSE_LEVELS = Curriculum("read", (0.3, 0.4))
 _ANSWER_LEVELS = Curriculum("exact", (0.35,))
 DENSE_WEIGHT = 0.2  # of the dense loss, a sum over many fields, beside that of the answers

@@ -27,11 +27,11 @@ _TRAINED_SHAPE = preset("nano")
 
 
 def _without_stem(config: VisionConfig) -> VisionConfig:
-    plain = {"stem_channels": (), "stem_dilations": (), "rotary": False}
-    return dataclasses.replace(config, image_size=192, **plain)
+    return dataclasses.replace(config, image_size=192, stem_channels=(), stem_dilations=(), rotary=False)
 
 
-# transformers' SigLIP, which is compared with here, has no stem and no rotary positions; small tiles are quickly encoded.
+# transformers' SigLIP, which is compared with here, has neither stem nor rotary positions; small tiles are
+# quickly encoded.
 NANO = dataclasses.replace(
     _TRAINED_SHAPE,
     vrc=dataclasses.replace(_TRAINED_SHAPE.vrc, scales=(0.25, 0.5, 0.75, 1.0)),
