@@ -14,8 +14,8 @@ from pathlib import Path
 from vqa.panels.panel import make_panel
 
 DEMO, MODEL = Path("demo"), Path("models/nano")
-PANEL = 0  # of the test split
-QUESTION, ANSWER = "", ""
+PANEL = 2  # of the test split
+QUESTION, ANSWER = "Is TRIP B on or off?", "on"
 COMMANDS = (
     f"toolkit convert {MODEL} -o demo/bundle",
     f"toolkit run demo/bundle --image demo/panel.png --prompt {shlex.quote(QUESTION)} "

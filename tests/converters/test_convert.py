@@ -78,8 +78,8 @@ def test_signatures_follow_the_options(converted: Converted) -> None:
     names = {c.name: sorted(s.name for s in c.signatures) for c in manifest.components}
     assert names == {
         "vrc": ["route"],
-        "vision_base": ["tile_384", "tile_128"],
-        "vision_large": ["tile_384", "tile_128"],
+        "vision_base": ["tile_128", "tile_384"],
+        "vision_large": ["tile_128", "tile_384"],
         "decoder": ["decode", "prefill_16"],
     }
     assert manifest.decoder is not None
