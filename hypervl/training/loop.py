@@ -204,7 +204,10 @@ def _load(file: Path, task: Task, optimizers: list[torch.optim.Optimizer], devic
     for name, module in task.modules.items():
         module.load_state_dict(state["modules"][name])
     for optimizer, its in zip(optimizers, state["optimizers"], strict=True):
+        highest = [group["highest_lr"] for group in optimizer.param_groups]
         optimizer.load_state_dict(its)
+        for group, rate in zip(optimizer.param_groups, highest, strict=True):
+            group["highest_lr"] = rate  # the schedule says it, not the run before
     torch.set_rng_state(state["random"].cpu())
     if state["random_cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["random_cuda"].cpu())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -136,3 +136,35 @@ def test_both_rates_follow_the_schedule(tmp_path: Path) -> None:
     # A matrix of one row is turned into one of length 1: its steps add up to the shares of the rate.
     path = sum(task.schedule.share_at(step) for step in range(_STEPS)) * 0.01 * 0.2 * 4**0.5
     assert 0 < float((after["weight"] - before["weight"]).norm()) < 1.2 * path
+
+
+def test_a_run_that_goes_on_takes_its_rates_from_the_schedule_it_is_given(tmp_path: Path) -> None:
+    train(_task(_Numbers()), tmp_path, until=8)
+    resting = _task(_Numbers(), Schedule(_STEPS, rate=0.0, matrix_rate=0.0001, weight_decay=0.0))
+    train(resting, tmp_path, until=8)  # nothing but what lies in the folder
+    bias = resting.modules["model"].state_dict()["bias"].clone()
+    train(resting, tmp_path)
+    assert torch.equal(resting.modules["model"].state_dict()["bias"], bias)
+
+
+def test_a_metric_of_nothing_leaves_its_mean_as_it_was(tmp_path: Path) -> None:
+    task = _task(_Numbers())
+
+    def sometimes(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        value, _ = task.loss(batch)
+        return value, {"right": torch.tensor(1.0 if batch.mean() > 0 else float("nan"))}
+
+    outcome = train(replace(task, loss=sometimes), tmp_path)
+    assert outcome.history[-1]["right"] == 1.0
+
+
+def test_norms_that_rest_keep_their_statistics(tmp_path: Path) -> None:
+    norm = nn.BatchNorm2d(4)
+
+    def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return norm(batch.reshape(8, 4, 1, 1)).pow(2).mean(), {}
+
+    task = replace(_task(_Numbers()), modules={"norm": norm}, loss=loss, frozen=(), rest_norms=True)
+    train(task, tmp_path)
+    assert torch.equal(norm.running_mean, torch.zeros(4))
+    assert not torch.equal(norm.bias, torch.zeros(4)) or not torch.equal(norm.weight, torch.ones(4))
