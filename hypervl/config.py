@@ -56,9 +56,8 @@ class VisionConfig:
     # Channels of 3x3 convolutions of stride 2 in front of the patch embedding; SigLIP has none.
     stem_channels: tuple[int, ...] = ()
     stem_dilations: tuple[int, ...] = ()  # of each residual 3x3 convolution behind them
-    rotary: bool = (
-        False  # attention also turns queries and keys by row and column of their patch; SigLIP none
-    )
+    # Whether attention also turns queries and keys by row and column of their patch; SigLIP's does not.
+    rotary: bool = False
 
 
 @dataclass(frozen=True)
