@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hypervl.attention import rotate
 from hypervl.decoder import Decoder, DecoderLayer
 
 
@@ -45,5 +46,4 @@ def _attention(layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, sees: T
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+    return rotate(x, cos, sin).to(x.dtype)
