@@ -29,6 +29,7 @@ from vqa.panels.questions import Asked, ask
 _PANELS_PER_BATCH = 1000
 # Grids of one batch have about the same number of tiles, so that little is padding: fewest, most, how often.
 _CLASSES = ((1, 1, 0.3), (2, 4, 0.35), (5, 20, 0.35))
+_EASIER_SHARE = 0.4
 FULL, FIXED, MIXED = "full", "fixed", "mixed"
 _ROUTED = ((FULL, 0.4), (FIXED, 0.2), (MIXED, 0.4))
 
@@ -54,7 +55,7 @@ class AnswerSource:
     image_tokens: ImageTokens
     cells: Cells
     tiles: int = 5  # per batch, about, in pixels of full ones
-    questions: int = 16  # per picture, at most
+    questions: int = 24  # per picture, at most
     split: str = "train"
     seed: int = 0
 
@@ -64,7 +65,9 @@ class AnswerSource:
         samples: list[_Sample] = []
         pixels, panel_number = 0, number * _PANELS_PER_BATCH
         while pixels < self.tiles * self.spec.tile_side**2:
-            difficulty, where = LEVELS[level], panel_number
+            # Some easier ones at every level: an answer is copied from little before it is from much.
+            easier = chance.random() < _EASIER_SHARE
+            difficulty, where = LEVELS[chance.randint(0, level) if easier else level], panel_number
             panel_number += 1
             size = panel_size(self.split, where, difficulty, self.seed)
             count = len(plan_grid(*size, self.spec).tiles)

@@ -15,6 +15,7 @@ from hypervl.training.batched_decoder import hidden_states
 from hypervl.training.dense import Look, look_at
 from hypervl.training.targets import IGNORE
 from hypervl.vision import VisionBranch
+from vqa.panels.scene import DISPLAY
 
 
 class Read(NamedTuple):
@@ -70,11 +71,16 @@ def answer_loss(read: Read) -> Tensor:
 
 @torch.no_grad()
 def exact_shares(read: Read, batch: AnswerBatch) -> dict[str, Tensor]:
-    """Shares: "exact" of questions whose every token is the most likely one, "token" of such tokens."""
+    """Shares: "exact" of questions whose every token is the most likely one, "exact_display" of those that
+    read a display, "token" of such tokens."""
     hit = (read.logits.argmax(-1) == read.targets).cpu()
     rows, columns = (batch.target != IGNORE).nonzero()
     most = int(batch.segment.max()) + 1
-    question = torch.from_numpy(rows * most + batch.segment[rows, columns])
-    _, order = question.unique(return_inverse=True)
-    wrong = torch.zeros(int(order.max()) + 1).index_add_(0, order, (~hit).float())
-    return {"exact": (wrong == 0).float().mean(), "token": hit.float().mean()}
+    numbers, order = torch.from_numpy(rows * most + batch.segment[rows, columns]).unique(return_inverse=True)
+    right = torch.zeros(len(numbers)).index_add_(0, order, (~hit).float()) == 0
+    shares = {"exact": right.float().mean(), "token": hit.float().mean()}
+    asked = [batch.questions[number // most][number % most - 1] for number in numbers.tolist()]
+    display = torch.tensor([one.type == DISPLAY for one in asked])
+    if bool(display.any()):
+        shares["exact_display"] = right[display].float().mean()
+    return shares

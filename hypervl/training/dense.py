@@ -108,8 +108,9 @@ def read_characters(heads: DenseHeads, seen: Tensor, characters: Tensor) -> tupl
     """What the stem's output `seen` [N, channels, c, c] says of `characters` [N, c, c]: loss, and the
     share of the cells with a character that are right."""
     cells, wanted = seen.permute(0, 2, 3, 1).flatten(0, 2), characters.flatten()
-    # Cells without a character teach little: one in eight is enough.
-    rows = (wanted > 0) | ((wanted == 0) & (torch.rand(wanted.shape, device=wanted.device) < 0.125))
+    # Cells without a character teach little: one in seven is enough, of every column and row.
+    seldom = torch.arange(len(wanted), device=wanted.device) % 7 == 0
+    rows = (wanted > 0) | ((wanted == 0) & seldom)
     scores, wanted = heads.character(cells[rows]), wanted[rows]
     right = (scores.argmax(-1) == wanted)[wanted > 0].float()
     return F.cross_entropy(scores, wanted), right.mean()

@@ -10,24 +10,22 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hypervl.training.feed import Feed, Source
 from hypervl.training.optimizers import make_optimizers
+from hypervl.training.together import Loss, Together, threads
 from rpi_runtime.errors import EdgeError
 
 _SAVE_SECONDS = 120.0
 _LOG_STEPS = 20
 _CLIP = 1.0  # of the gradient's norm
-
-Loss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,7 @@ class Schedule:
     warmup: int = 100
     floor: float = 0.05
     weight_decay: float = 0.02
+    batches: int = 1  # per step
 
     def share_at(self, step: int) -> float:
         """Of the highest rates, at `step`."""
@@ -57,6 +56,8 @@ class Curriculum:
 
 @dataclass(frozen=True)
 class Task:
+    """`loss` takes `modules`, or copies of them, and a batch, and hangs on nothing else."""
+
     name: str
     modules: dict[str, nn.Module]  # what is trained and saved
     source: Source
@@ -78,6 +79,7 @@ class Task:
 @dataclass
 class _Progress:
     step: int = 0
+    batches: int = 0
     seconds: float = 0.0
     levels: list[tuple[int, int]] = field(default_factory=list)
     smooth: dict[str, float] = field(default_factory=dict)
@@ -106,7 +108,6 @@ def train(
     folder: Path,
     pool: ProcessPoolExecutor | None = None,
     device: torch.device | None = None,
-    seed: int = 0,
     on_step: Callable[[Step], None] = lambda step: None,
     until: int | None = None,
 ) -> Outcome:
@@ -122,49 +123,50 @@ def train(
             if isinstance(norm, nn.BatchNorm2d):
                 norm.eval()
     schedule = task.schedule
-    optimizers = make_optimizers(*task.parts(), schedule.rate, schedule.matrix_rate, schedule.weight_decay)
     progress = _Progress(levels=[(0, task.first_level)])
-    torch.manual_seed(seed)
-    if state_file.is_file():
-        progress = _load(state_file, task, optimizers, device)
-    feed = Feed(task.source, pool, progress.step, progress.levels)
-    last = task.schedule.steps if until is None else min(until, task.schedule.steps)
-    saved = started = time.monotonic()
-    before = progress.seconds
-    while progress.step < last:
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = group["highest_lr"] * schedule.share_at(progress.step)
-        batch = feed.take()
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            loss, metrics = task.loss(batch)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        if not bool(torch.isfinite(loss)):
-            raise EdgeError(
-                f"{task.name}: the loss is {float(loss.detach())} at step {progress.step}",
-                f"The training diverged. {folder} holds its last good state; start another seed elsewhere.",
-            )
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, _CLIP)
-        for optimizer in optimizers:
-            optimizer.step()
-        progress.step += 1
-        progress.seconds = before + time.monotonic() - started
-        _smooth(progress.smooth, {"loss": loss, **metrics})
-        _raise_level(task, progress, feed)
-        if progress.step % _LOG_STEPS == 0 or progress.step == last:
-            progress.history.append({"step": progress.step, "level": feed.level, **progress.smooth})
-            on_step(Step(progress.step, task.schedule.steps, feed.level, progress.smooth, progress.seconds))
-        if time.monotonic() - saved > _SAVE_SECONDS:
-            _save(state_file, task, optimizers, progress)
-            saved = time.monotonic()
+    with threads(schedule.batches, device) as crew:
+        optimizers = make_optimizers(
+            *task.parts(), schedule.rate, schedule.matrix_rate, schedule.weight_decay, crew.map
+        )
+        if state_file.is_file():
+            progress = _load(state_file, task, optimizers, device)
+        feed = Feed(task.source, pool, progress.batches, progress.levels)
+        together = Together(task.modules, schedule.batches, device, crew)
+        last = schedule.steps if until is None else min(until, schedule.steps)
+        saved = started = time.monotonic()
+        before = progress.seconds
+        while progress.step < last:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = group["highest_lr"] * schedule.share_at(progress.step)
+            batches = [feed.take() for _ in range(schedule.batches)]
+            loss, metrics = together.gradient(task.loss, batches)
+            if not bool(torch.isfinite(loss)):
+                raise EdgeError(
+                    f"{task.name}: the loss is {float(loss)} at step {progress.step}",
+                    f"The training diverged. {folder} holds its last good state; start another seed "
+                    "elsewhere.",
+                )
+            nn.utils.clip_grad_norm_(trained, _CLIP)
+            for optimizer in optimizers:
+                optimizer.step()
+            progress.step += 1
+            progress.batches += schedule.batches
+            progress.seconds = before + time.monotonic() - started
+            _smooth(progress.smooth, [{"loss": loss}, *metrics])
+            _raise_level(task, progress, feed)
+            if progress.step % _LOG_STEPS == 0 or progress.step == last:
+                progress.history.append({"step": progress.step, "level": feed.level, **progress.smooth})
+                on_step(Step(progress.step, schedule.steps, feed.level, progress.smooth, progress.seconds))
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                _save(state_file, task, optimizers, progress)
+                saved = time.monotonic()
     _save(state_file, task, optimizers, progress)
     return Outcome(tuple(progress.history), progress.seconds)
 
 
-def _smooth(smooth: dict[str, float], values: dict[str, Tensor]) -> None:
-    """Exponential means over about 50 steps."""
-    for name, value in values.items():
+def _smooth(smooth: dict[str, float], values: Sequence[dict[str, Tensor]]) -> None:
+    """Exponential means over about 50 batches."""
+    for name, value in (pair for one in values for pair in one.items()):
         now = float(value.detach())
         if math.isnan(now):  # a share of nothing; a loss that is no number never comes here
             continue
@@ -174,9 +176,9 @@ def _smooth(smooth: dict[str, float], values: dict[str, Tensor]) -> None:
 def _raise_level(task: Task, progress: _Progress, feed: Feed) -> None:
     passed, thresholds = feed.level - task.first_level, task.curriculum.thresholds
     since = feed.levels[-1][0]
-    if progress.step <= since:  # batches of the easier level are still coming
+    if progress.batches <= since:  # batches of the easier level are still coming
         progress.smooth.pop(task.curriculum.metric, None)
-    if progress.step < since + task.curriculum.settle_steps:
+    if progress.batches < since + task.curriculum.settle_steps * task.schedule.batches:
         return
     if passed < len(thresholds) and progress.smooth.get(task.curriculum.metric, 0.0) >= thresholds[passed]:
         feed.raise_level()
@@ -188,8 +190,6 @@ def _save(file: Path, task: Task, optimizers: list[torch.optim.Optimizer], progr
         {
             "modules": {name: module.state_dict() for name, module in task.modules.items()},
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "progress": vars(progress),
         },
         partial,
@@ -208,7 +208,4 @@ def _load(file: Path, task: Task, optimizers: list[torch.optim.Optimizer], devic
         optimizer.load_state_dict(its)
         for group, rate in zip(optimizer.param_groups, highest, strict=True):
             group["highest_lr"] = rate  # the schedule says it, not the run before
-    torch.set_rng_state(state["random"].cpu())
-    if state["random_cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["random_cuda"].cpu())
     return _Progress(**state["progress"])

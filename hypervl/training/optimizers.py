@@ -5,7 +5,8 @@ docs/training.md has what it was measured to gain.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,26 +17,32 @@ _MOMENTUM = 0.95
 _QUINTIC, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 _RMS = 0.2  # of an update at rate 1, as AdamW's (Liu et al. 2025, arXiv 2502.16982)
 
+Each = Callable[[Callable[[nn.Parameter], None], list[nn.Parameter]], Iterable[None]]  # as `map`
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised: every direction of a matrix moves equally far.
 
     `torch.optim.Muon` iterates in bfloat16, which takes thirty times as long on a CPU without bfloat16
     arithmetic, and takes no kernels of convolutions; here [out, in, k, k] is the matrix [out, in * k * k].
+    Matrices move one by one, or as `each` maps them to threads.
     """
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self, parameters: list[nn.Parameter], lr: float, weight_decay: float, each: Each = map
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
+        self._each = each
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group["lr"], group["weight_decay"])
+            found = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for _ in self._each(partial(self._move, group["lr"], group["weight_decay"]), found):
+                pass
 
-    def _move(self, parameter: nn.Parameter, rate: float, decay: float) -> None:
+    @torch.no_grad()
+    def _move(self, rate: float, decay: float, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
@@ -65,6 +72,7 @@ def make_optimizers(
     rate: float,
     matrix_rate: float,
     weight_decay: float,
+    each: Each = map,
 ) -> list[torch.optim.Optimizer]:
     """AdamW at `rate`; Muon at `matrix_rate`, where that is above 0, for the `networks`' linear layers and
     convolutions. Embeddings and `classifiers` stay with AdamW, as Muon's authors advise.
@@ -80,7 +88,7 @@ def make_optimizers(
     ]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))]
     if matrices:
-        optimizers.append(Muon(matrices, matrix_rate, weight_decay))
+        optimizers.append(Muon(matrices, matrix_rate, weight_decay, each))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["highest_lr"] = group["lr"]
     return optimizers

@@ -107,7 +107,12 @@ def train_further(
     _claim(options, {"further": opened.fingerprint()})
     _copy_tokenizer(opened, options)
     shop = _workshop(model, options)
-    tasks = (stages.fresh_heads(shop), stages.joint(shop))
+    tasks = (
+        stages.fresh_heads(shop),
+        stages.dense_again(shop),
+        stages.answers_again(shop),
+        stages.joint(shop),
+    )
     return _run("further", shop, tasks, opened.text_files, options, on_step, begin_base_branch)
 
 
@@ -191,7 +196,7 @@ def _run(
     records, curves = [], []
     with workers(options.workers) as pool:
         for task in tasks:
-            result = train(task, options.work, pool, device, options.seed, partial(on_step, task.name))
+            result = train(task, options.work, pool, device, partial(on_step, task.name))
             final = {k: v for k, v in result.history[-1].items() if k not in ("step", "level")}
             records.append(StageRecord(task.name, task.schedule.steps, result.seconds, final))
             curves.append(draw_stage(task.name, result.history, options.work / f"{task.name}.png"))

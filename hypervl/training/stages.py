@@ -12,11 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from hypervl.config import HyperVLConfig
+from hypervl.decoder import Decoder
 from hypervl.model import HyperVL
 from hypervl.specs import image_tokens, vision_spec
 from hypervl.training.answer_data import AnswerBatch, AnswerSource
@@ -33,15 +35,19 @@ from hypervl.training.dense import DenseHeads, dense_loss, look_at, read_charact
 from hypervl.training.loop import Curriculum, Schedule, Task
 from hypervl.training.panel_data import LEVELS, DenseBatch, DenseSource, PrimerBatch, PrimerSource
 from hypervl.training.targets import Cells
+from hypervl.training.together import Modules
+from hypervl.vision import VisionBranch
 
 # Steps and highest rates that suit `nano`. A panel of 12 elements is level 2; levels rise with what is
 # read right.
-PRIMER = Schedule(1500, 1.4e-3, 4e-3)
-FRESH_HEADS = Schedule(200, 1.4e-3)
-DENSE = Schedule(3200, 1e-3, 3e-3)
-ANSWERS = Schedule(250, 1.4e-3, 4e-3)
-JOINT = Schedule(720, 8e-4, 2.4e-3, warmup=30)
-DCL = Schedule(90, 7e-4, 2e-3, warmup=20)
+PRIMER = Schedule(1500, 1.4e-3, 4e-3, batches=2)
+FRESH_HEADS = Schedule(150, 1.4e-3, batches=2)
+DENSE_AGAIN = Schedule(1700, 8e-4, 2.4e-3, warmup=50, batches=2)
+ANSWERS_AGAIN = Schedule(1000, 1e-3, 3e-3, warmup=30, batches=2)
+DENSE = Schedule(3200, 1e-3, 3e-3, batches=2)
+ANSWERS = Schedule(1200, 1.4e-3, 4e-3, batches=2)
+JOINT = Schedule(750, 8e-4, 2.4e-3, warmup=30, batches=2)
+DCL = Schedule(90, 7e-4, 2e-3, warmup=20, batches=2)
 _DENSE_LEVELS = Curriculum("read", (0.3, 0.4))
 _ANSWER_LEVELS = Curriculum("exact", (0.35,))
 DENSE_WEIGHT = 0.2  # of the dense loss, a sum over many fields, beside that of the answers
@@ -88,18 +94,18 @@ class Workshop:
 
 
 def primer(shop: Workshop) -> Task:
-    vision, heads, device = shop.model.vision_large, shop.heads, shop.device
-    source = PrimerSource(
-        shop.config.tiling.tile_side, cell=2 ** len(vision.config.stem_channels), seed=shop.seed
-    )
+    device = shop.device
+    cell = 2 ** len(shop.config.vision_large.stem_channels)
+    source = PrimerSource(shop.config.tiling.tile_side, cell, seed=shop.seed)
 
-    def loss(batch: PrimerBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(modules: Modules, batch: PrimerBatch) -> tuple[Tensor, dict[str, Tensor]]:
         images = torch.from_numpy(batch.images).to(device).float() / 255
-        seen = vision.look(images)
-        value, right = read_characters(heads, seen, torch.from_numpy(batch.characters).to(device).long())
+        seen = _branch(modules, "vision_large").look(images)
+        characters = torch.from_numpy(batch.characters).to(device).long()
+        value, right = read_characters(_heads(modules), seen, characters)
         return value, {"character": right}
 
-    modules = {"vision_large": vision, "heads": heads}
+    modules = {"vision_large": shop.model.vision_large, "heads": shop.heads}
     return Task(
         "primer_large",
         modules,
@@ -112,14 +118,15 @@ def primer(shop: Workshop) -> Task:
 
 
 def dense(shop: Workshop) -> Task:
-    vision, heads, device = shop.model.vision_large, shop.heads, shop.device
-    source = DenseSource(vision_spec(shop.config), Cells.of(vision.config), seed=shop.seed)
+    device = shop.device
+    source = DenseSource(vision_spec(shop.config), Cells.of(shop.config.vision_large), seed=shop.seed)
 
-    def loss(batch: DenseBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(modules: Modules, batch: DenseBatch) -> tuple[Tensor, dict[str, Tensor]]:
         images = torch.from_numpy(batch.images).to(device).float() / 255
-        return dense_loss(heads, look_at(vision, images), batch.targets)
+        look = look_at(_branch(modules, "vision_large"), images)
+        return dense_loss(_heads(modules), look, batch.targets)
 
-    modules = {"vision_large": vision, "heads": heads}
+    modules = {"vision_large": shop.model.vision_large, "heads": shop.heads}
     schedule = shop.schedule(DENSE)
     return Task("dense_large", modules, source, loss, schedule, _DENSE_LEVELS, classifiers=_HEADS)
 
@@ -137,41 +144,65 @@ def fresh_heads(shop: Workshop) -> Task:
     )
 
 
+def dense_again(shop: Workshop) -> Task:
+    """What `dense` does, for a branch that has been through it."""
+    task = dense(shop)
+    schedule = shop.schedule(DENSE_AGAIN)
+    return replace(task, schedule=schedule, curriculum=Curriculum(), first_level=_TOP)
+
+
 def answers(shop: Workshop) -> Task:
-    """The decoder learns from the visual tokens as they come; the branch goes on with its dense targets."""
-    task = _answering(shop, "answers", ANSWERS, through_branch=False)
-    return replace(task, curriculum=_ANSWER_LEVELS, first_level=1)
+    """The decoder learns to answer from the visual tokens as they are: half the work of `joint`."""
+    device = shop.device
+
+    def loss(modules: Modules, batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            visual = visual_tokens(_branch(modules, "vision_large"), batch, device)
+        read = read_answers(_decoder(modules), visual, batch)
+        return answer_loss(read), exact_shares(read, batch)
+
+    return Task(
+        "answers",
+        {"vision_large": shop.model.vision_large, "decoder": shop.model.decoder},
+        shop.answers(0),
+        loss,
+        shop.schedule(ANSWERS),
+        _ANSWER_LEVELS,
+        first_level=1,
+        frozen=("vision_large",),
+    )
+
+
+def answers_again(shop: Workshop) -> Task:
+    """What `answers` does, for a decoder that has been through it."""
+    return replace(
+        answers(shop), schedule=shop.schedule(ANSWERS_AGAIN), curriculum=Curriculum(), first_level=_TOP
+    )
 
 
 def joint(shop: Workshop) -> Task:
     """Answers teach the branch, too, beside its dense targets."""
-    return replace(_answering(shop, "joint", JOINT, through_branch=True), first_level=_TOP)
+    device = shop.device
 
-
-def _answering(shop: Workshop, name: str, schedule: Schedule, through_branch: bool) -> Task:
-    model, heads, device = shop.model, shop.heads, shop.device
-
-    def loss(batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        found = looks(model.vision_large, batch, device)
-        visual = joined(found)
-        read = read_answers(model.decoder, visual if through_branch else visual.detach(), batch)
+    def loss(modules: Modules, batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        found = looks(_branch(modules, "vision_large"), batch, device)
+        read = read_answers(_decoder(modules), joined(found), batch)
         losses = {"answers": answer_loss(read)}
         pixels = sum(tiles.size for tiles in batch.tiles)
         shares: dict[str, Tensor] = {}
         for look, targets, tiles in zip(found, batch.dense, batch.tiles, strict=True):
-            value, right = dense_loss(heads, look, targets)
+            value, right = dense_loss(_heads(modules), look, targets)
             losses["dense"] = losses.get("dense", 0) + value * (DENSE_WEIGHT * tiles.size / pixels)
             shares = shares or right  # of the first side
         return torch.stack(list(losses.values())).sum(), {**losses, **exact_shares(read, batch), **shares}
 
-    modules = {"vision_large": model.vision_large, "decoder": model.decoder, "heads": heads}
-    number = 1 if through_branch else 0
     return Task(
-        name,
-        modules,
-        shop.answers(number),
+        "joint",
+        {"vision_large": shop.model.vision_large, "decoder": shop.model.decoder, "heads": shop.heads},
+        shop.answers(1),
         loss,
-        shop.schedule(schedule),
+        shop.schedule(JOINT),
+        first_level=_TOP,
         classifiers=_HEADS,
         rest_norms=True,
     )
@@ -181,14 +212,15 @@ def dcl(shop: Workshop, what: Consistency, name: str = "dcl") -> Task:
     """The base branch; the large branch and the decoder, which both serve, stay as they are."""
     model, device = shop.model, shop.device
 
-    def loss(batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        student = read_answers(model.decoder, visual_tokens(model.vision_base, batch, device), batch)
+    def loss(modules: Modules, batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        decoder = _decoder(modules)
+        student = read_answers(decoder, visual_tokens(_branch(modules, "vision_base"), batch, device), batch)
         shares, logits, visual = exact_shares(student, batch), None, None
         with torch.no_grad():
             if what.kl or what.features:
-                visual = visual_tokens(model.vision_large, batch, device)
+                visual = visual_tokens(_branch(modules, "vision_large"), batch, device)
             if what.kl and visual is not None:
-                teacher = read_answers(model.decoder, visual, batch)
+                teacher = read_answers(decoder, visual, batch)
                 logits, shares["exact_large"] = teacher.logits, exact_shares(teacher, batch)["exact"]
         losses = consistency_losses(student, logits, visual if what.features else None)
         return torch.stack(list(losses.values())).sum(), {**losses, **shares}
@@ -204,3 +236,15 @@ def dcl(shop: Workshop, what: Consistency, name: str = "dcl") -> Task:
         frozen=("vision_large", "decoder"),
         rest_norms=True,
     )
+
+
+def _branch(modules: Modules, name: str) -> VisionBranch:
+    return cast(VisionBranch, modules[name])
+
+
+def _decoder(modules: Modules) -> Decoder:
+    return cast(Decoder, modules["decoder"])
+
+
+def _heads(modules: Modules) -> DenseHeads:
+    return cast(DenseHeads, modules["heads"])

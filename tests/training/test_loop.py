@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hypervl.training.feed import AHEAD
 from hypervl.training.loop import Curriculum, Schedule, Step, Task, train
+from hypervl.training.together import Modules
 
 _STEPS = 24
 
@@ -34,10 +35,10 @@ def _task(source: _Numbers, schedule: Schedule | None = None, **options: object)
     torch.manual_seed(7)
     model, still = nn.Linear(4, 1), nn.Linear(4, 4)
 
-    def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        noise = 0.1 * torch.rand(8, 1)  # from the state that a resumed run takes over
+    def loss(modules: Modules, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         right = torch.tensor(0.9 if batch.mean() > 0.1 else 0.1)
-        return (model(still(batch)) - batch.sum(1, keepdim=True) - noise).pow(2).mean(), {"right": right}
+        error = modules["model"](modules["still"](batch)) - batch.sum(1, keepdim=True)
+        return error.pow(2).mean(), {"right": right}
 
     modules = {"model": model, "still": still}
     schedule = schedule or Schedule(_STEPS, 1e-2, 1e-2, warmup=4)
@@ -48,16 +49,17 @@ def _weights(task: Task) -> list[Tensor]:
     return [tensor.clone() for module in task.modules.values() for tensor in module.state_dict().values()]
 
 
-@pytest.mark.parametrize("stops", [(1,), (9, 10), (5, 17, 23)])
+@pytest.mark.parametrize(("stops", "batches"), [((1,), 1), ((9, 10), 2), ((5, 17, 23), 1)])
 def test_a_run_that_was_stopped_and_goes_on_gives_the_numbers_of_one_that_was_not(
-    stops: tuple[int, ...], tmp_path: Path
+    stops: tuple[int, ...], batches: int, tmp_path: Path
 ) -> None:
     rising = Curriculum("right", (0.05, 0.09), settle_steps=2)
+    schedule = Schedule(_STEPS, 1e-2, 1e-2, warmup=4, batches=batches)
     whole_source, source = _Numbers(), _Numbers()
-    whole = _task(whole_source, curriculum=rising)
+    whole = _task(whole_source, schedule, curriculum=rising)
     expected = train(whole, tmp_path / "whole")
     for until in (*stops, None):
-        parts = _task(source, curriculum=rising)  # as a new process makes it
+        parts = _task(source, schedule, curriculum=rising)  # as a new process makes it
         outcome = train(parts, tmp_path / "parts", until=until)
     for one, other in zip(_weights(whole), _weights(parts), strict=True):
         assert torch.equal(one, other)
@@ -150,8 +152,8 @@ def test_a_run_that_goes_on_takes_its_rates_from_the_schedule_it_is_given(tmp_pa
 def test_a_metric_of_nothing_leaves_its_mean_as_it_was(tmp_path: Path) -> None:
     task = _task(_Numbers())
 
-    def sometimes(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        value, _ = task.loss(batch)
+    def sometimes(modules: Modules, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        value, _ = task.loss(modules, batch)
         return value, {"right": torch.tensor(1.0 if batch.mean() > 0 else float("nan"))}
 
     outcome = train(replace(task, loss=sometimes), tmp_path)
@@ -161,8 +163,8 @@ def test_a_metric_of_nothing_leaves_its_mean_as_it_was(tmp_path: Path) -> None:
 def test_norms_that_rest_keep_their_statistics(tmp_path: Path) -> None:
     norm = nn.BatchNorm2d(4)
 
-    def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return norm(batch.reshape(8, 4, 1, 1)).pow(2).mean(), {}
+    def loss(modules: Modules, batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return modules["norm"](batch.reshape(8, 4, 1, 1)).pow(2).mean(), {}
 
     task = replace(_task(_Numbers()), modules={"norm": norm}, loss=loss, frozen=(), rest_norms=True)
     train(task, tmp_path)
