@@ -12,7 +12,7 @@ demo: $(STAMP)
 	@$(BIN)/python scripts/demo.py
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --durations=25
 
 # Without real weights, emulation and long tests.
 fast: $(STAMP)

@@ -14,16 +14,15 @@ from hypervl.vision import TileConstants, VisionBranch
 
 def signatures(branch: VisionBranch, tile_sides: tuple[int, ...]) -> list[Traced]:
     """One per tile side (px), all on one copy of the weights."""
-    tiles = {side: branch.constants(side) for side in tile_sides}
     weight, bias = (part.contiguous() for part in branch.folded_patch_embedding())  # one copy for all
     branch = _without_norms_in_stem(branch)
     return [
         Traced(
             f"tile_{side}",
-            Tile(branch, constants._replace(patch_weight=weight, patch_bias=bias)),
+            Tile(branch, branch.constants(side, (weight, bias))),
             {"images": torch.zeros(1, side, side, 3)},
         )
-        for side, constants in tiles.items()
+        for side in tile_sides
     ]
 
 

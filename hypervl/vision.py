@@ -96,9 +96,11 @@ class VisionBranch(nn.Module):
         tokens: Tensor = self.projector(squares)
         return tokens
 
-    def constants(self, side: int) -> TileConstants:
-        """The constants of tile side `side` px; an export computes them once and keeps them."""
-        return TileConstants(*self.folded_patch_embedding(), self.positions(side), *self.rotary_table(side))
+    def constants(self, side: int, embedding: tuple[Tensor, Tensor] | None = None) -> TileConstants:
+        """The constants of tile side `side` px; an export computes them once and keeps them. `embedding` is
+        `folded_patch_embedding`, for one who has it already."""
+        weight, bias = embedding or self.folded_patch_embedding()
+        return TileConstants(weight, bias, self.positions(side), *self.rotary_table(side))
 
     def folded_patch_embedding(self) -> tuple[Tensor, Tensor]:
         """Weight [d, 3, P, P] and bias [d] of the patch convolution for pictures in [0, 1]; as they are

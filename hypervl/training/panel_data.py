@@ -14,7 +14,7 @@ from rpi_runtime.images import open_image
 from rpi_runtime.manifest import VisionSpec
 from rpi_runtime.tiling import tile_picture, whole_picture
 from vqa.panels.panel import Difficulty, Panel, make_panel
-from vqa.panels.primer import make_page
+from vqa.panels.primer import Page, make_page
 
 # What training goes through, easiest first: to answer, and to read.
 LEVELS = (
@@ -25,14 +25,14 @@ LEVELS = (
 READING_LEVELS = (
     Difficulty(most_elements=24, camera=0.3, longest_px=540, crowded=0.8),
     Difficulty(most_elements=24, camera=0.6, longest_px=700, crowded=0.7),
-    Difficulty(most_elements=24, camera=1.0, longest_px=900, crowded=0.5),
+    Difficulty(most_elements=24, camera=1.0, longest_px=900, crowded=0.25),
 )
 _PANELS_PER_BATCH = 1000  # numbers reserved for one batch
 _TILES_PER_PANEL = 2
 _FIRST_PAGE = 1_000_000
 _EMPTY_SHARE = 0.15  # of tiles without any element that are kept
-_PAGE_SHARES = (0.5, 0.35, 0.25)  # of dense batches, by level
-_WHOLE_SHARE = 0.6  # of panels, shown whole in one tile
+_PAGE_SHARES = (0.5, 0.35, 0.15)  # of dense batches, by level
+_WHOLE_SHARES = (0.6, 0.6, 0.25)  # of panels, shown whole in one tile: many elements, and small ones
 _SIDE_SHARES = (0.6, 0.3, 0.1)  # of dense batches at each tile side, the largest first
 
 
@@ -64,23 +64,22 @@ class DenseSource:
         while len(made) < wanted:
             panel = make_panel("train", panel_number, READING_LEVELS[level], self.seed)
             panel_number += 1
-            made += self._tiles(chance, panel, side)
+            made += self._tiles(chance, panel, side, _WHOLE_SHARES[level])
         images, targets = zip(*made[:wanted], strict=True)
         return DenseBatch(np.stack(images), DenseTargets.stack(targets))
 
     def _pages(self, number: int, level: int) -> DenseBatch:
         first = _FIRST_PAGE + number * self.tiles  # behind the pages that `PrimerSource` showed
-        strength, side = READING_LEVELS[level].camera, self.spec.tile_side
-        pages = [make_page("train", first + i, side, strength, self.seed) for i in range(self.tiles)]
+        pages = _pages(first, self.tiles, self.spec.tile_side, level, self.seed)
         images = np.stack([np.asarray(page.image) for page in pages])
         return DenseBatch(images, DenseTargets.stack([DenseTargets.of_page(p, self.cells) for p in pages]))
 
     def _tiles(
-        self, chance: random.Random, panel: Panel, side: int
+        self, chance: random.Random, panel: Panel, side: int, whole_share: float
     ) -> Iterator[tuple[np.ndarray, DenseTargets]]:
         """All of a panel in one tile, or some tiles of its grid in random order, with their targets."""
         picture = open_image(panel.image)
-        whole = chance.random() < _WHOLE_SHARE
+        whole = chance.random() < whole_share
         tiles = [whole_picture(*picture.size)] if whole else list(tile_picture(picture, self.spec).tiles)
         chance.shuffle(tiles)
         taken = 0
@@ -110,12 +109,13 @@ class PrimerSource:
     seed: int = 0
 
     def build(self, number: int, level: int) -> PrimerBatch:
-        strength = READING_LEVELS[level].camera
-        pages = [
-            make_page("train", number * self.pages + i, self.side, strength, self.seed)
-            for i in range(self.pages)
-        ]
+        pages = _pages(number * self.pages, self.pages, self.side, level, self.seed)
         targets = np.zeros((self.pages, self.side // self.cell, self.side // self.cell), np.int16)
         for page, target in zip(pages, targets, strict=True):
             page_targets(page.characters, page.glyphs, self.cell, target)
         return PrimerBatch(np.stack([np.asarray(page.image) for page in pages]), targets)
+
+
+def _pages(first: int, count: int, side: int, level: int, seed: int) -> list[Page]:
+    strength = READING_LEVELS[level].camera
+    return [make_page("train", first + i, side, strength, seed) for i in range(count)]

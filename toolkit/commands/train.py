@@ -42,7 +42,7 @@ _Force = Annotated[bool, typer.Option("--force", help="Replace an existing check
 @train.command()
 def base(
     output: _Output,
-    preset: Annotated[str, typer.Option(help="Shapes of the model.")] = "nano",
+    preset: Annotated[str, typer.Option(help="Shapes of a model from random weights.")] = "nano",
     start: Annotated[
         Path | None,
         typer.Option("--from", help="Checkpoint to go on from.", show_default="random weights"),
