@@ -17,6 +17,7 @@ import typer
 from rpi_runtime.errors import EdgeError, ExitCode
 from toolkit import report
 from toolkit.commands.assemble import assemble
+from toolkit.commands.cache import cache
 from toolkit.commands.chat import chat
 from toolkit.commands.convert import convert
 from toolkit.commands.data import data
@@ -51,7 +52,7 @@ def _before_any_command(
     pass
 
 
-for command in (assemble, convert, verify, inspect, run, chat):
+for command in (assemble, convert, verify, inspect, run, chat, cache):
     app.command()(command)
 app.add_typer(train, name="train")
 app.add_typer(data, name="data")

@@ -63,7 +63,13 @@ def open_graph(
     if weight_cache is None:
         return CompiledGraph(path, threads=count, cache_file=None, verbose=verbose, choice=choice)
     key = cache_key(sha256 or _sha256(path), choice.version, cpu_features())
-    with lease(weight_cache, key, graph_bytes=path.stat().st_size) as lent:
+    with lease(
+        weight_cache,
+        key,
+        graph_bytes=path.stat().st_size,
+        graph=str(path.absolute()),
+        runtime=f"{choice.package} {choice.version}",
+    ) as lent:
         graph = CompiledGraph(path, threads=count, cache_file=lent.file, verbose=verbose, choice=choice)
     graph.weight_cache = lent.state
     if lent.state.startswith("off") and lent.state not in _said:

@@ -23,7 +23,7 @@ import os
 import random
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,7 +72,20 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """One graph's packed weights, as `toolkit cache` shows them."""
+
+    key: str
+    graph: str  # the file they were packed from, when they were
+    runtime: str  # whose kernels they are for: "ai-edge-litert 2.3.0"
+    bytes: int
+    last_used: float  # seconds since 1970
+
+
+@dataclass(frozen=True)
 class _Sidecar:
+    graph: str
+    runtime: str
     bytes: int
     inode: int
     mtime_ns: int
@@ -86,9 +99,16 @@ class _Sidecar:
 
 @contextmanager
 def lease(
-    folder: Path, key: str, *, graph_bytes: int, limit_bytes: int = DEFAULT_LIMIT_BYTES
+    folder: Path,
+    key: str,
+    *,
+    graph_bytes: int,
+    graph: str = "",
+    runtime: str = "",
+    limit_bytes: int = DEFAULT_LIMIT_BYTES,
 ) -> Iterator[Lease]:
-    """Lends the cache file of `key` for the time of opening one graph.
+    """Lends the cache file of `key` for the time of opening one graph. `graph` and `runtime` are only noted,
+    for `entries`.
 
     Leaving the block without an exception publishes a file that was built in it, and removes the least
     recently used caches beyond `limit_bytes`. Whatever stands in the way (permission, space, a lock that
@@ -106,7 +126,7 @@ def lease(
             yield lent
             if building is not None:
                 try:
-                    lent.state = _publish(folder, key, building)
+                    lent.state = _publish(folder, key, building, graph, runtime)
                     if not _evict(folder, limit_bytes, keep=key):
                         lent.state = f"off: with it the caches take more than {limit_bytes >> 20} MB"
                 except OSError as error:
@@ -114,6 +134,26 @@ def lease(
         finally:
             if building is not None:
                 building.unlink(missing_ok=True)
+
+
+def entries(folder: Path) -> list[Entry]:
+    """All caches in `folder`, the most recently used first. Files that belong to none are left out."""
+    found = []
+    for sidecar in folder.glob("*.json"):
+        known = _read_sidecar(sidecar)
+        if known is not None:
+            with contextlib.suppress(FileNotFoundError):  # another process removes caches too
+                used = sidecar.stat().st_mtime
+                found.append(Entry(sidecar.stem, known.graph, known.runtime, known.bytes, used))
+    return sorted(found, key=lambda entry: (-entry.last_used, entry.key))
+
+
+def clear(folder: Path, entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """Removes `entries` from `folder`; gives those that stay because somebody is opening or building them.
+
+    A process that has one mapped keeps its pages until it ends.
+    """
+    return tuple(entry for entry in entries if not _remove(folder, entry.key))
 
 
 def _prepare(folder: Path, key: str, graph_bytes: int, limit_bytes: int) -> Lease:
@@ -148,7 +188,7 @@ def _need_space(path: Path, size: int) -> None:
         path.unlink()
 
 
-def _publish(folder: Path, key: str, building: Path) -> str:
+def _publish(folder: Path, key: str, building: Path, graph: str, runtime: str) -> str:
     if not building.exists() or not _complete(building):
         return "off: the runtime did not finish writing it"
     file, sidecar = _paths(folder, key)
@@ -156,7 +196,7 @@ def _publish(folder: Path, key: str, building: Path) -> str:
         os.fsync(f.fileno())  # a power cut must not leave a sidecar that describes bytes never written
     blocks = tuple(_block_hashes(building))
     building.rename(file)
-    _write_sidecar(sidecar, file, blocks)
+    _write_sidecar(sidecar, file, blocks, graph, runtime)
     return "built"
 
 
@@ -182,7 +222,7 @@ def _trusted(file: Path, sidecar: Path) -> bool:
         return all(found == known.blocks[i] for i, found in _hash_at(file, sorted(drawn)))
     if tuple(_block_hashes(file)) != known.blocks:
         return False
-    _write_sidecar(sidecar, file, known.blocks)
+    _write_sidecar(sidecar, file, known.blocks, known.graph, known.runtime)
     return True
 
 
@@ -207,9 +247,11 @@ def _read_sidecar(path: Path) -> _Sidecar | None:
         return None
 
 
-def _write_sidecar(path: Path, file: Path, blocks: tuple[str, ...]) -> None:
+def _write_sidecar(path: Path, file: Path, blocks: tuple[str, ...], graph: str, runtime: str) -> None:
     status = file.stat()
-    sidecar = _Sidecar(status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, blocks)
+    sidecar = _Sidecar(
+        graph, runtime, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, blocks
+    )
     fresh = path.with_suffix(f".{os.getpid()}.building")
     fresh.write_text(json.dumps(asdict(sidecar)), encoding="ascii")
     fresh.replace(path)

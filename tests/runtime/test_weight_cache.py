@@ -17,7 +17,7 @@ from rpi_runtime.backends import select, weight_cache
 from rpi_runtime.backends.base import Array
 from rpi_runtime.backends.compiled import CompiledGraph
 from rpi_runtime.backends.select import choose, open_graph
-from rpi_runtime.backends.weight_cache import cache_key, default_folder, lease
+from rpi_runtime.backends.weight_cache import cache_key, clear, default_folder, entries, lease
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = CpuFeatures("aarch64", frozenset({"asimd", "atomics"}))
@@ -159,6 +159,19 @@ def test_bit_rot_that_leaves_every_time_alone_is_seen_within_a_few_starts(folder
         with lease(folder, "key", graph_bytes=1) as lent:
             states.append(lent.state)
     assert states[-1] == "built"
+
+
+def test_a_cache_notes_which_graph_it_is_of_and_whose_kernels_it_serves(
+    graph_path: Path, folder: Path
+) -> None:
+    opened(graph_path, folder)
+    (entry,) = entries(folder)
+    assert Path(entry.graph) == graph_path
+    assert entry.runtime == f"ai-edge-litert {choose('compiled').version}"
+    assert entry.bytes == only(folder, ".xnn").stat().st_size
+    assert clear(folder, [entry]) == ()
+    assert entries(folder) == []
+    assert opened(graph_path, folder)[0] == "built"
 
 
 class TestKey:
