@@ -54,7 +54,9 @@ def cache(
         return
     if clear:
         report.out.print(f"removed {_count(removed)}", highlight=False)
-    if found or not clear:
+    if not found:
+        report.out.print(f"no packed weights in {folder}", highlight=False, soft_wrap=True)
+    else:
         report.table(
             f"{folder}: {_count(found)}, limit {report.megabytes(weight_cache.DEFAULT_LIMIT_BYTES)}",
             ("graph", "runtime", "size", "last used"),
