@@ -25,9 +25,9 @@ from rich.table import Table
 
 from rpi_runtime.decoder import Decoder
 from rpi_runtime.embedding import PromptRows
+from rpi_runtime.kernel import Memory, memory
 from rpi_runtime.manifest import DecoderSpec
 from rpi_runtime.prompt import TokenRun
-from rpi_runtime.run_report import Memory, memory
 from rpi_runtime.session import Session
 
 

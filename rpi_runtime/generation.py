@@ -15,9 +15,10 @@ from rpi_runtime.embedding import PromptRows
 from rpi_runtime.encoder import RoutedPicture
 from rpi_runtime.errors import BundleError, UsageError
 from rpi_runtime.images import Picture, Source
+from rpi_runtime.kernel import memory
 from rpi_runtime.prompt import Item, Prompt, TokenRun, VisualRun, layout
 from rpi_runtime.routing import Routing
-from rpi_runtime.run_report import RunReport, Times, describe, memory
+from rpi_runtime.run_report import RunReport, Times, describe
 from rpi_runtime.sampling import Sampler, Sampling
 from rpi_runtime.stopping import TextStream
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from rpi_runtime.backends.base import BackendChoice
 from rpi_runtime.encoder import RoutedPicture
+from rpi_runtime.kernel import Memory
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,6 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Of this process; 0 where the system does not tell (it is not Linux)."""
-
-    peak_resident_bytes: int  # since the process started
-    anonymous_bytes: int  # now; cannot be dropped
-    mapped_bytes: int  # now; files that the kernel drops when it needs the memory
-
-
-@dataclass(frozen=True)
 class RunReport:
     model: str
     images: tuple[ImageReport, ...]
@@ -95,20 +86,4 @@ def describe(picture: RoutedPicture, encoded_tiles: int) -> ImageReport:
         tokens_unrouted=picture.routed.tokens_unrouted,
         branch=picture.plan.branch,
         encoded_tiles=encoded_tiles,
-    )
-
-
-def memory(status: Path = Path("/proc/self/status")) -> Memory:
-    """Reads the kernel's account of this process."""
-    try:
-        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    kilobytes = {
-        key: int(rest.split()[0]) for key, _, rest in (line.partition(":") for line in lines) if "kB" in rest
-    }
-    return Memory(
-        peak_resident_bytes=kilobytes.get("VmHWM", 0) << 10,
-        anonymous_bytes=kilobytes.get("RssAnon", 0) << 10,
-        mapped_bytes=(kilobytes.get("RssFile", 0) + kilobytes.get("RssShmem", 0)) << 10,
     )

@@ -15,10 +15,10 @@ from typing import Protocol
 from rpi_runtime.encoder import BRANCHES, RoutedPicture
 from rpi_runtime.errors import EdgeError, UsageError
 from rpi_runtime.generation import Generation, Options, Turn
+from rpi_runtime.kernel import memory, reset_peak
 from rpi_runtime.manifest import VRC, Manifest
 from rpi_runtime.prompt import Message, tokenise
 from rpi_runtime.routing import Routing, choose_branch
-from rpi_runtime.run_report import memory
 from rpi_runtime.session import Session
 from vqa.dataset import Dataset, Question
 from vqa.results import Answer, Ledger
@@ -81,7 +81,7 @@ def evaluate(
     for arm, open_answerer in arms:
         if not left[arm]:
             continue
-        reset_peak_memory()
+        reset_peak()
         with closing(open_answerer()) as answerer:
             for image, questions in left[arm]:
                 for answer in _about(dataset, image, questions, arm, answerer):
@@ -154,15 +154,6 @@ def check_bundle(manifest: Manifest, arms: Iterable[Arm]) -> None:
                 f"the bundle of {manifest.model!r} has no VRC, which routing {arm.routing} asks",
                 "Use fixed:<scale>, or convert with the component vrc.",
             )
-
-
-def reset_peak_memory(switch: Path = Path("/proc/self/clear_refs")) -> bool:
-    """Lets the kernel's account of this process's peak memory begin now; False where it cannot be reset."""
-    try:
-        switch.write_text("5", encoding="ascii")  # man proc_pid_clear_refs
-    except OSError:
-        return False
-    return True
 
 
 def _about(

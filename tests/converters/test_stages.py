@@ -278,11 +278,11 @@ def memory_group() -> Iterator[Path]:
 def test_a_real_kill_by_the_kernel_is_told_as_such(memory_group: Path, tmp_path: Path) -> None:
     script = f"""
         import os, pathlib
-        from converters import host
         from converters.stages import Stage, run_stages
+        from rpi_runtime import kernel
         from rpi_runtime.errors import ResourceError
         pathlib.Path({str(memory_group / "cgroup.procs")!r}).write_text(str(os.getpid()))
-        print("room", host.memory_available()[0])
+        print("room", kernel.memory_available()[0])
         stage = Stage("export x", {task("take_memory")!r}, {{"bytes": 1 << 30}}, {{}}, {{"file": "n"}})
         try:
             run_stages([stage], pathlib.Path({str(tmp_path)!r}))

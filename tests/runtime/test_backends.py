@@ -22,8 +22,8 @@ from rpi_runtime.backends.base import Array, Graph
 from rpi_runtime.backends.compiled import BoundArrays
 from rpi_runtime.backends.select import choose, default_threads, open_graph
 from rpi_runtime.errors import BundleError, ResourceError, UsageError
+from rpi_runtime.kernel import memory
 from rpi_runtime.manifest import DECODER, Signature
-from rpi_runtime.run_report import memory
 
 ROOT = Path(__file__).resolve().parents[2]
 BOTH = ("compiled", "interpreter")

@@ -18,9 +18,9 @@ from hypervl.model import HyperVL
 from rpi_runtime.errors import BundleError, UsageError
 from rpi_runtime.generation import Generation, Progress
 from rpi_runtime.images import Source
+from rpi_runtime.kernel import memory
 from rpi_runtime.manifest import DECODER, MANIFEST_FILE, Manifest, from_json, to_json
 from rpi_runtime.prompt import IMAGE, Message
-from rpi_runtime.run_report import memory
 from rpi_runtime.sampling import Sampling
 from rpi_runtime.session import Session
 from rpi_runtime.tokenizer import TextCodec

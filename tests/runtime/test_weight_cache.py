@@ -374,7 +374,7 @@ def test_the_cache_saves_anonymous_memory(nano_bundle: Path, folder: Path) -> No
     """The largest graph's weights are mapped, once, instead of packed for each signature."""
     code = (
         "import sys\nfrom pathlib import Path\nfrom rpi_runtime.backends.select import open_graph\n"
-        "from rpi_runtime.run_report import memory\n"
+        "from rpi_runtime.kernel import memory\n"
         "cache = Path(sys.argv[2]) if len(sys.argv) > 2 else None\n"
         "g = open_graph(Path(sys.argv[1]), backend='compiled', weight_cache=cache)\n"
         "print(memory().anonymous_bytes)\n"
