@@ -47,6 +47,16 @@ def small_tiles(config: HyperVLConfig) -> HyperVLConfig:
     )
 
 
+def shallow(config: HyperVLConfig) -> HyperVLConfig:
+    """Half of the layers, which export in half of the time."""
+    return replace(
+        config,
+        vision_base=replace(config.vision_base, num_hidden_layers=1),
+        vision_large=replace(config.vision_large, num_hidden_layers=2),
+        decoder=replace(config.decoder, num_hidden_layers=2),
+    )
+
+
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
@@ -76,6 +86,17 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
 def nano_checkpoint(make_once: MakeOnce) -> Path:
     """The preset nano with random weights."""
     return make_once("nano", lambda folder: assemble(folder / "nano", Sources(preset="nano"))) / "nano"
+
+
+@pytest.fixture(scope="session")
+def shallow_checkpoint(nano_checkpoint: Path, make_once: MakeOnce) -> Path:
+    """The preset nano with half of its layers."""
+
+    def make(folder: Path) -> None:
+        checkpoint = Checkpoint.open(nano_checkpoint)
+        save(build(shallow(checkpoint.config)), folder / "nano", checkpoint.text_files)
+
+    return make_once("shallow", make) / "nano"
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +149,7 @@ def wide_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def routing_checkpoint(nano_checkpoint: Path, photo: Path, make_once: MakeOnce) -> Path:
-    """nano with small tiles, ten of the photo, and a VRC that is undecided on average over them, so that it
+    """A shallow nano with small tiles, ten of the photo, and a VRC that is undecided on average over them, so that it
     treats them differently.
 
     Random weights give nearly the same logits for every tile.
@@ -136,7 +157,7 @@ def routing_checkpoint(nano_checkpoint: Path, photo: Path, make_once: MakeOnce) 
 
     def make(folder: Path) -> None:
         checkpoint = Checkpoint.open(nano_checkpoint)
-        model = build(small_tiles(checkpoint.config))
+        model = build(small_tiles(shallow(checkpoint.config)))
         spec = vision_spec(model.config, TILE_SIDES)
         picture = open_image(photo)
         grid = tile_picture(picture, spec)

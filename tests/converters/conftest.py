@@ -29,10 +29,10 @@ class Converted:
 
 
 @pytest.fixture(scope="session")
-def nano_options(nano_checkpoint: Path) -> ConvertOptions:
+def nano_options(shallow_checkpoint: Path) -> ConvertOptions:
     """Everything, in shapes that convert quickly. Tests replace `bundle`."""
     return ConvertOptions(
-        nano_checkpoint,
+        shallow_checkpoint,
         Path("nowhere"),
         recipe="int8,vrc=fp16",
         tile_sides=(384, 128),
