@@ -149,8 +149,8 @@ def wide_photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def routing_checkpoint(nano_checkpoint: Path, photo: Path, make_once: MakeOnce) -> Path:
-    """A shallow nano with small tiles, ten of the photo, and a VRC that is undecided on average over them, so that it
-    treats them differently.
+    """A shallow nano with small tiles, ten of the photo, and a VRC that is undecided on average over them,
+    so that it treats them differently.
 
     Random weights give nearly the same logits for every tile.
     """
