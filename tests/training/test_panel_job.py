@@ -125,7 +125,7 @@ def test_the_base_branch_begins_as_every_other_layer_of_the_large_one(trained: P
 
 def test_a_checkpoint_is_trained_further(trained: Path, tmp_path: Path) -> None:
     record = train_further(trained / "base", dataclasses.replace(options(tmp_path, "more"), seed=1))
-    assert [stage.stage for stage in record.stages] == ["heads", "joint"]
+    assert [stage.stage for stage in record.stages] == ["heads", "dense_large", "answers", "joint"]
     before, after = Checkpoint.open(trained / "base"), Checkpoint.open(tmp_path / "more")
     assert before.config == after.config
     changed = {n.split(".")[0] for n in before.tensors if not torch.equal(before.tensor(n), after.tensor(n))}
