@@ -183,15 +183,16 @@ def test_a_question_is_exact_when_each_of_its_tokens_is(model: HyperVL, batch: A
     with torch.no_grad():
         read = read_answers(model.decoder, visual_tokens(model.vision_base, batch, _CPU), batch)
     perfect = read._replace(logits=F.one_hot(read.targets, read.logits.shape[1]).float())
-    assert {name: float(share) for name, share in exact_shares(perfect, batch).items()} == {
-        "exact": 1.0,
-        "token": 1.0,
-    }
-    perfect.logits[0] = -perfect.logits[0]
-    questions = sum(map(len, batch.questions))
-    shares = exact_shares(perfect, batch)
-    assert float(shares["exact"]) == pytest.approx(1 - 1 / questions)
-    assert float(shares["token"]) == pytest.approx(1 - 1 / len(read.targets))
+    asked = [one for questions in batch.questions for one in questions]
+    displays = sum(one.type == "display" for one in asked)
+    assert displays
+    shares = {name: float(share) for name, share in exact_shares(perfect, batch).items()}
+    assert shares == {"exact": 1.0, "exact_display": 1.0, "token": 1.0}
+    perfect.logits[0] = -perfect.logits[0]  # of the first question
+    shares = {name: float(share) for name, share in exact_shares(perfect, batch).items()}
+    assert shares["exact"] == pytest.approx(1 - 1 / len(asked))
+    assert shares["exact_display"] == pytest.approx(1 - (asked[0].type == "display") / displays)
+    assert shares["token"] == pytest.approx(1 - 1 / len(read.targets))
 
 
 def test_a_batch_is_a_function_of_its_number_and_level(source: AnswerSource) -> None:
