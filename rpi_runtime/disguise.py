@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from rpi_runtime.errors import UsageError
@@ -12,7 +12,7 @@ from rpi_runtime.errors import UsageError
 if TYPE_CHECKING:
     from rpi_runtime.tokenizer import TextCodec
 
-_PRIVATE_PLANES = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
+_PRIVATE_PLANES = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 
 
 class Disguise:
@@ -30,7 +30,7 @@ class Disguise:
     def __init__(self, codec: TextCodec, texts: Sequence[str], pictures: int) -> None:
         taken = set(codec.template.source if codec.template else "").union(*texts)
         ends = sorted({end for spelling in codec.controls for end in _ends(spelling)})
-        free = (chr(c) for c in _PRIVATE_PLANES if chr(c) not in taken)
+        free = (chr(c) for c in chain(*_PRIVATE_PLANES) if chr(c) not in taken)
         stand_ins = list(islice(free, len(ends) + pictures))
         if len(stand_ins) < len(ends) + pictures:
             raise UsageError("the messages use up Unicode's private characters", "Leave some of them out.")
