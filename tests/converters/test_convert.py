@@ -260,7 +260,7 @@ def test_a_parity_miss_is_written_told_and_leaves_with_1(nano_checkpoint: Path, 
     save_file(tensors, checkpoint / "model.safetensors")
     done = toolkit("convert", checkpoint, "-o", tmp_path / "bundle", *VRC_ONLY, "--json")
     assert done.returncode == 1, done.stderr
-    assert re.search(r"vrc route: cosine -?0\.\d+, .*asked was cosine >= ", said(done))
+    assert re.search(r"vrc route: cosine 0\.\d+, .*asked was cosine >= ", said(done))
     data = json.loads(done.stdout)
     assert data["passed"] is False
     assert data["components"][0]["passed"] is False
@@ -275,7 +275,7 @@ def ruin_for_int8(tensors: dict[str, torch.Tensor]) -> None:
         tensors[f"vrc.{silent}"][0] = 0
     for layer in ("linear_1", "linear_2"):
         weight = tensors[f"vrc.{layer}.weight"]
-        weight[:, 0] = 200 * weight.abs().amax(dim=1)
+        weight[:, 0] = 60 * weight.abs().amax(dim=1)
 
 
 def test_nan_weights_are_named_and_nothing_is_left_behind(nano_checkpoint: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_enough_is_enough() -> None:
     estimate.require(exact)
 
 
-# What the host has: kernel files of a pretended machine.
+# What the host has.
 
 
 def test_this_machine_has_some_memory_and_disk(tmp_path: Path) -> None:
