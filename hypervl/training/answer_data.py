@@ -8,7 +8,7 @@ encoding of a picture teaches as often as it has questions.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from hypervl.training.panel_data import LEVELS
-from hypervl.training.targets import IGNORE, Cells, DenseTargets
+from hypervl.training.targets import FIELDS, IGNORE, Cells, DenseTargets, showing
 from hypervl.training.tile_bytes import cut_bytes
 from rpi_runtime.images import open_image
 from rpi_runtime.manifest import ImageTokens, VisionSpec
@@ -24,7 +24,7 @@ from rpi_runtime.prompt import ImagePlan, Message, Run, TokenRun, layout, tokeni
 from rpi_runtime.tiling import plan_grid, tile_picture, whole_picture
 from rpi_runtime.tokenizer import TextCodec
 from vqa.panels.panel import Panel, make_panel, panel_size
-from vqa.panels.questions import Asked, ask
+from vqa.panels.questions import VALUE_TYPES, Asked, ask
 
 _PANELS_PER_BATCH = 1000
 # Grids of one batch have about the same number of tiles, so that little is padding: fewest, most, how often.
@@ -46,6 +46,8 @@ class AnswerBatch:
     position: np.ndarray  # int64
     target: np.ndarray  # int64: the next token where it belongs to an answer, else IGNORE
     questions: tuple[tuple[Asked, ...], ...]  # of each picture; question i is segment i + 1
+    points: np.ndarray  # int64 [n, 3]: row, segment of a question, and where a token shows what it asks for
+    facts: np.ndarray  # int16 [n, fields] what is seen there (`DenseTargets.tokens`)
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,10 @@ class _Sample:
     def tokens(self) -> int:
         return len(self.prefix) + sum(len(q) + len(a) - 1 for q, a in self.blocks)
 
+    def shown(self) -> np.ndarray:
+        """[visual tokens, fields] what each visual token of the picture shows."""
+        return np.concatenate([d.tokens.reshape(-1, d.tokens.shape[-1]) for d in self.dense])
+
 
 def _flat(runs: Sequence[Run], sides: Sequence[int], spec: VisionSpec) -> list[int]:
     """Token ids in order; visual token n of the picture is -1 - n."""
@@ -187,6 +193,7 @@ def _stack(samples: Sequence[_Sample], spec: VisionSpec) -> AnswerBatch:
             position[row, at:end] = len(sample.prefix) + np.arange(len(block))
             target[row, at + len(question) - 1 : end] = answer
             at = end
+    pointed = [point for row, sample in enumerate(samples) for point in _points(row, sample)]
     return AnswerBatch(
         tuple(np.stack(tiles) for tiles in by_side.values()),
         tuple(DenseTargets.stack(parts) for parts in dense.values()),
@@ -196,4 +203,16 @@ def _stack(samples: Sequence[_Sample], spec: VisionSpec) -> AnswerBatch:
         position,
         target,
         tuple(sample.asked for sample in samples),
+        np.array([at for at, _ in pointed], np.int64).reshape(-1, 3),
+        np.array([fact for _, fact in pointed], np.int16).reshape(-1, len(FIELDS)),
     )
+
+
+def _points(row: int, sample: _Sample) -> Iterator[tuple[tuple[int, int, int], np.ndarray]]:
+    """(row, segment, position) of each visual token that shows what a question asks for, and its facts."""
+    shown = sample.shown()
+    position = {-1 - item: i for i, item in enumerate(sample.prefix) if item < 0}
+    for number, asked in enumerate(sample.asked, 1):
+        for subject in asked.subjects:
+            for token in showing(shown, subject, asked.type in VALUE_TYPES):
+                yield (row, number, position[token]), shown[token]

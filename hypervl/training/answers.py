@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hypervl.decoder import Decoder
 from hypervl.training.answer_data import AnswerBatch
-from hypervl.training.batched_decoder import hidden_states
+from hypervl.training.batched_decoder import Hear, hidden_states, unheard
 from hypervl.training.dense import Look, look_at
 from hypervl.training.targets import IGNORE
 from hypervl.vision import VisionBranch
@@ -41,7 +41,7 @@ def visual_tokens(branch: VisionBranch, batch: AnswerBatch, device: torch.device
     return joined(looks(branch, batch, device))
 
 
-def read_answers(decoder: Decoder, visual: Tensor, batch: AnswerBatch) -> Read:
+def read_answers(decoder: Decoder, visual: Tensor, batch: AnswerBatch, hear: Hear = unheard) -> Read:
     device = visual.device
     where, segment, position, target, ids = (
         torch.from_numpy(a).to(device)
@@ -51,7 +51,7 @@ def read_answers(decoder: Decoder, visual: Tensor, batch: AnswerBatch) -> Read:
     embeddings = torch.where(
         shown, visual[where.clamp(min=0)].to(decoder.embed_tokens.weight.dtype), decoder.embed_tokens(ids)
     )
-    states = hidden_states(decoder, embeddings, position, sees(segment))
+    states = hidden_states(decoder, embeddings, position, sees(segment), hear)
     rows = target != IGNORE
     logits = decoder.lm_head(states[rows], decoder.embed_tokens.weight)
     return Read(logits.float(), target[rows], visual)

@@ -6,6 +6,8 @@ fused attention takes any mask over a batch. A test holds the two against each o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -13,23 +15,44 @@ from torch.nn import functional as F
 from hypervl.attention import rotate
 from hypervl.decoder import Decoder, DecoderLayer
 
+Hear = Callable[[int, Tensor, Tensor, Tensor], None]
 
-def hidden_states(decoder: Decoder, embeddings: Tensor, positions: Tensor, sees: Tensor) -> Tensor:
+
+def unheard(layer: int, queries: Tensor, keys: Tensor, after: Tensor) -> None:
+    pass
+
+
+def hidden_states(
+    decoder: Decoder,
+    embeddings: Tensor,
+    positions: Tensor,
+    sees: Tensor,
+    hear: Hear = unheard,
+) -> Tensor:
     """`embeddings` [B, T, d], `positions` [B, T] int64, `sees` [B, T, T] bool (row sees column) -> what the
-    head reads, [B, T, d]."""
+    head reads, [B, T, d].
+
+    `hear` is told of each layer its number, queries [B, heads, T, head_dim] and keys [B, kv_heads, T,
+    head_dim], both rotated, and what leaves it, [B, T, d].
+    """
     config = decoder.config
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=embeddings.device)
     angles = positions[:, None, :, None].float() / config.rope_theta ** (half / config.head_dim)
     cos, sin = angles.cos(), angles.sin()
     x = embeddings
-    for layer in decoder.layers:
+    for number, layer in enumerate(decoder.layers):
         assert isinstance(layer, DecoderLayer)
-        x = x + _attention(layer, layer.input_layernorm(x), cos, sin, sees[:, None])
+        mixed, q, k = _attention(layer, layer.input_layernorm(x), cos, sin, sees[:, None])
+        x = x + mixed
         x = x + layer.mlp(layer.post_attention_layernorm(x))
+        hear(number, q, k, x)
     return decoder.norm(x)
 
 
-def _attention(layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, sees: Tensor) -> Tensor:
+def _attention(
+    layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, sees: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the layer's attention adds, its queries and its keys."""
     a = layer.self_attn
     count, tokens, _ = x.shape
 
@@ -40,9 +63,10 @@ def _attention(layer: DecoderLayer, x: Tensor, cos: Tensor, sin: Tensor, sees: T
     k = _rotate(a.k_norm(split(a.k_proj(x), a.kv_heads)).transpose(1, 2), cos, sin)
     v = split(a.v_proj(x), a.kv_heads).transpose(1, 2)
     shared = a.heads // a.kv_heads
-    k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=sees)
-    return a.o_proj(mixed.transpose(1, 2).reshape(count, tokens, a.heads * a.head_dim))
+    mixed = F.scaled_dot_product_attention(
+        q, k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), attn_mask=sees
+    )
+    return a.o_proj(mixed.transpose(1, 2).reshape(count, tokens, a.heads * a.head_dim)), q, k
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

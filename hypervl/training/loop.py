@@ -54,6 +54,9 @@ class Curriculum:
     settle_steps: int = 50  # at a level, after which the smoothed metric speaks for it
 
 
+Prepare = Callable[[ProcessPoolExecutor | None, Callable[[int, int], None]], None]  # told done, of how many
+
+
 @dataclass(frozen=True)
 class Task:
     """`loss` takes `modules`, or copies of them, and a batch, and hangs on nothing else."""
@@ -68,6 +71,7 @@ class Task:
     frozen: tuple[str, ...] = ()  # of `modules`: saved, and not trained
     classifiers: tuple[str, ...] = ()  # of `modules`: give class scores, and are not for Muon
     rest_norms: bool = False  # BatchNorm keeps its statistics: what is learned is what will be run
+    prepare: Prepare | None = None  # makes what must be there before the first step
 
     def parts(self) -> tuple[list[nn.Module], list[nn.Module]]:
         """What is trained: networks, and classifiers."""

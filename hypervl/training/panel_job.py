@@ -1,4 +1,4 @@
-"""`toolkit train base` and `toolkit train dcl`: from nothing to a checkpoint that reads panels.
+"""`toolkit train base`, `decoder` and `dcl`: from nothing to a checkpoint that reads panels.
 
 Everything that is needed to go on lies in the work folder: stages that are done are not done again, one that
 was stopped goes on at its last save.
@@ -85,6 +85,7 @@ def train_base(
     check_text(config, text_files)
     model = build(config, options.seed)
     initialise_positions(model.vision_large)
+    begin_decoder(model)
 
     shop = _workshop(model, options)
     tasks = (stages.primer(shop), stages.dense(shop), stages.answers(shop), stages.joint(shop))
@@ -116,6 +117,45 @@ def train_further(
     return _run("further", shop, tasks, opened.text_files, options, on_step, begin_base_branch)
 
 
+def train_decoder(
+    checkpoint: Path, name: str, options: PanelOptions, on_step: OnStep = lambda stage, step: None
+) -> TrainingRecord:
+    """Trains a new decoder, of preset `name`'s shape, behind the large branch of `checkpoint`; the rest stays
+    as it is.
+
+    Raises `UsageError` for an unknown preset, an output that exists, and a preset whose decoder takes other
+    visual tokens or another vocabulary, `CheckpointError` for a broken checkpoint.
+    """
+    _check(options)
+    shape = preset(name).decoder
+    opened = Checkpoint.open(checkpoint)
+    ours = opened.config.decoder
+    for field in ("hidden_size", "vocab_size"):
+        theirs, its = getattr(shape, field), getattr(ours, field)
+        if theirs != its:
+            raise UsageError(
+                f"The decoder of preset {name} has {field} {theirs}, {checkpoint} has {its}",
+                "Its branches and tokenizer stay: name a preset that fits them.",
+            )
+    config = dataclasses.replace(opened.config, decoder=shape)
+    _claim(options, {"decoder behind": opened.fingerprint(), "config": config.to_dict()})
+    _copy_tokenizer(opened, options)
+    model = build(config, options.seed)
+    own = {k: v for k, v in opened.load_model().state_dict().items() if not k.startswith("decoder.")}
+    model.load_state_dict(own, strict=False)
+    begin_decoder(model)
+    shop = _workshop(model, options)
+    return _run("decoder", shop, (stages.answers(shop),), opened.text_files, options, on_step)
+
+
+def begin_decoder(model: HyperVL) -> None:
+    """Lets a head look at one token among hundreds from the start: normalised queries and keys of weight 1
+    give scores below `head_dim ** 0.5`, and these weights grow slowly."""
+    for name, weight in model.decoder.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.constant_(weight, _QK_NORM)
+
+
 def begin_base_branch(model: HyperVL) -> None:
     """Makes the base branch a copy of the large one with evenly spaced layers of it (as DistilBERT begins,
     Sanh et al. 2019)."""
@@ -132,6 +172,7 @@ def begin_base_branch(model: HyperVL) -> None:
 
 
 _LAYERS = "encoder.layers."
+_QK_NORM = 2.0
 
 
 def _check_branches(config: HyperVLConfig) -> None:
@@ -171,6 +212,10 @@ def train_dcl(
     return _run(name, shop, (task,), opened.text_files, options, on_step)
 
 
+def _show_pictures(on_step: OnStep, stage: str, done: int, of: int) -> None:
+    on_step(f"{stage}: pictures", Step(done, of, 0, {}, 0.0))
+
+
 def _copy_tokenizer(opened: Checkpoint, options: PanelOptions) -> None:
     folder = options.work / _TOKENIZER_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -179,8 +224,7 @@ def _copy_tokenizer(opened: Checkpoint, options: PanelOptions) -> None:
 
 def _workshop(model: HyperVL, options: PanelOptions) -> stages.Workshop:
     device = choose_device(options.device)
-    tokenizer = options.work / _TOKENIZER_FOLDER
-    return stages.Workshop(model.to(device), tokenizer, device, options.seed, options.scale)
+    return stages.Workshop(model.to(device), options.work, device, options.seed, options.scale)
 
 
 def _run(
@@ -196,6 +240,8 @@ def _run(
     records, curves = [], []
     with workers(options.workers) as pool:
         for task in tasks:
+            if task.prepare:
+                task.prepare(pool, partial(_show_pictures, on_step, task.name))
             result = train(task, options.work, pool, device, partial(on_step, task.name))
             final = {k: v for k, v in result.history[-1].items() if k not in ("step", "level")}
             records.append(StageRecord(task.name, task.schedule.steps, result.seconds, final))

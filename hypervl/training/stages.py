@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +34,8 @@ from hypervl.training.answers import (
 )
 from hypervl.training.consistency import Consistency, consistency_losses
 from hypervl.training.dense import DenseHeads, dense_loss, look_at, read_characters
+from hypervl.training.guides import Guide, Overheard
+from hypervl.training.looked_at import LookedAt, LookedAtSource, look_at_all
 from hypervl.training.loop import Curriculum, Schedule, Task
 from hypervl.training.panel_data import LEVELS, DenseBatch, DenseSource, PrimerBatch, PrimerSource
 from hypervl.training.targets import Cells
@@ -43,13 +47,14 @@ from hypervl.vision import VisionBranch
 PRIMER = Schedule(1500, 1.4e-3, 4e-3, batches=2)
 FRESH_HEADS = Schedule(150, 1.4e-3, batches=2)
 DENSE_AGAIN = Schedule(1700, 8e-4, 2.4e-3, warmup=50, batches=2)
-ANSWERS_AGAIN = Schedule(1650, 1e-3, 3e-3, warmup=30, batches=2)
+ANSWERS_AGAIN = Schedule(1000, 1e-3, 3e-3, warmup=30, batches=2)
 DENSE = Schedule(3200, 1e-3, 3e-3, batches=2)
-ANSWERS = Schedule(1200, 1.4e-3, 4e-3, batches=2)
+ANSWERS = Schedule(1500, 1.4e-3, 4e-3, warmup=50, batches=2)
 JOINT = Schedule(400, 5e-4, 1.5e-3, warmup=20, batches=2)
 DCL = Schedule(220, 7e-4, 2e-3, warmup=20, batches=2)
 _DENSE_LEVELS = Curriculum("read", (0.3, 0.4))
-_ANSWER_LEVELS = Curriculum("exact", (0.35,))
+LOOKED_AT = 700  # batches of pictures for the decoder, which goes through them several times
+_TILES_PER_FILE = 10
 DENSE_WEIGHT = 0.2  # of the dense loss, a sum over many fields, beside that of the answers
 _TOP = len(LEVELS) - 1
 _HEADS = ("heads",)
@@ -60,7 +65,7 @@ class Workshop:
     """What all stages of one training share."""
 
     model: HyperVL
-    tokenizer: Path  # folder with the checkpoint's tokenizer
+    work: Path
     device: torch.device
     seed: int = 0
     scale: float = 1.0  # of every stage's steps
@@ -72,6 +77,18 @@ class Workshop:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             return DenseHeads(self.config.vision_large, hidden).to(self.device)
+
+    @cached_property
+    def guide(self) -> Guide:
+        """Of the decoder."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return Guide(self.config.decoder).to(self.device)
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder with the checkpoint's tokenizer."""
+        return self.work / "tokenizer"
 
     @property
     def config(self) -> HyperVLConfig:
@@ -151,33 +168,40 @@ def dense_again(shop: Workshop) -> Task:
     return replace(task, schedule=schedule, curriculum=Curriculum(), first_level=_TOP)
 
 
-def answers(shop: Workshop) -> Task:
-    """The decoder learns to answer from the visual tokens as they are: half the work of `joint`."""
-    device = shop.device
+def answers(shop: Workshop, schedule: Schedule = ANSWERS) -> Task:
+    """The decoder learns to answer from the visual tokens as they are, of pictures that are encoded once."""
+    device, schedule = shop.device, shop.schedule(schedule)
+    source = replace(shop.answers(0), tiles=_TILES_PER_FILE)
+    files = max(1, round(LOOKED_AT * shop.scale))
+    looked = LookedAtSource(shop.work / "looked_at", files, schedule.steps * schedule.batches, shop.seed)
 
-    def loss(modules: Modules, batch: AnswerBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.no_grad():
-            visual = visual_tokens(_branch(modules, "vision_large"), batch, device)
-        read = read_answers(_decoder(modules), visual, batch)
-        return answer_loss(read), exact_shares(read, batch)
+    def prepare(pool: ProcessPoolExecutor | None, on_file: Callable[[int, int], None]) -> None:
+        branch = shop.model.vision_large
+        look_at_all(source, _TOP, branch, looked, device, pool, lambda done: on_file(done, files))
 
+    def loss(modules: Modules, one: LookedAt) -> tuple[Tensor, dict[str, Tensor]]:
+        overheard = Overheard(cast(Guide, modules["guide"]), one.batch)
+        visual = torch.from_numpy(one.tokens).to(device).float()
+        read = read_answers(_decoder(modules), visual, one.batch, overheard.hear)
+        losses = {"answers": answer_loss(read), **overheard.losses()}
+        return torch.stack(list(losses.values())).sum(), {**losses, **exact_shares(read, one.batch)}
+
+    modules = {"decoder": shop.model.decoder, "guide": shop.guide}
     return Task(
         "answers",
-        {"vision_large": shop.model.vision_large, "decoder": shop.model.decoder},
-        shop.answers(0),
+        modules,
+        looked,
         loss,
-        shop.schedule(ANSWERS),
-        _ANSWER_LEVELS,
-        first_level=1,
-        frozen=("vision_large",),
+        schedule,
+        first_level=_TOP,
+        classifiers=("guide",),
+        prepare=prepare,
     )
 
 
 def answers_again(shop: Workshop) -> Task:
     """What `answers` does, for a decoder that has been through it."""
-    return replace(
-        answers(shop), schedule=shop.schedule(ANSWERS_AGAIN), curriculum=Curriculum(), first_level=_TOP
-    )
+    return answers(shop, ANSWERS_AGAIN)
 
 
 def joint(shop: Workshop) -> Task:

@@ -233,6 +233,16 @@ def page_targets(characters: str, glyphs: np.ndarray, cell: int, targets: np.nda
         targets[y0:y1, x0:x1] = 1 + CHARACTERS.index(characters[i]) if known else IGNORE
 
 
+def showing(rows: np.ndarray, name: str, value: bool) -> np.ndarray:
+    """Which of `rows` [n, fields] lie on the element called `name`: with `value` those that show what it
+    reads, if there are any."""
+    word, _, suffix = name.partition(" ")
+    named = rows[:, _COLUMN["word"]] == 1 + WORDS.index(word)
+    named &= rows[:, _COLUMN["suffix"]] == (1 + words.SUFFIXES.index(suffix) if suffix else 0)
+    valued = named & (rows[:, _COLUMN["value_0"]] > 0)
+    return np.flatnonzero(valued if value and valued.any() else named)
+
+
 def printed_targets(printed: tuple[Printed, ...], side: int, patch: int) -> np.ndarray:
     """As `tile_targets`, of a primer's page: what each word, number, code or unit says, and nothing of
     what it belongs to."""

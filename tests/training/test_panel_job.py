@@ -1,4 +1,4 @@
-"""`toolkit train base` and `dcl`, whole: every stage for a step or a few, on the real preset."""
+"""`toolkit train base`, `decoder` and `dcl`, whole: every stage for a step or a few, on the real preset."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hypervl.training.panel_job import (
     TrainingRecord,
     train_base,
     train_dcl,
+    train_decoder,
     train_further,
 )
 from rpi_runtime.errors import UsageError
@@ -133,6 +134,28 @@ def test_a_checkpoint_is_trained_further(trained: Path, tmp_path: Path) -> None:
     assert (tmp_path / "more" / "tokenizer.json").read_bytes() == (
         trained / "base" / "tokenizer.json"
     ).read_bytes()
+
+
+def test_a_new_decoder_learns_behind_the_branches_of_a_checkpoint(trained: Path, tmp_path: Path) -> None:
+    asked = dataclasses.replace(options(tmp_path, "new"), seed=1)
+    shown: list[tuple[str, int, int]] = []
+    record = train_decoder(
+        trained / "base", "nano", asked, lambda stage, step: shown.append((stage, step.step, step.steps))
+    )
+    assert [stage.stage for stage in record.stages] == ["answers"]
+    assert {"answers", "pointing", "facts", "exact"} <= record.stages[0].metrics.keys()
+    assert shown[0] == ("answers: pictures", 1, 1)
+    before, after = Checkpoint.open(trained / "base"), Checkpoint.open(tmp_path / "new")
+    changed = {n.split(".")[0] for n in before.tensors if not torch.equal(before.tensor(n), after.tensor(n))}
+    assert changed == {"decoder"}
+    norms = [after.tensor(n) for n in after.tensors if n.endswith(("q_norm.weight", "k_norm.weight"))]
+    assert all(1.5 < float(norm.mean()) < 2.5 for norm in norms)
+
+
+def test_a_decoder_of_another_width_is_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"preset 0\.6b has hidden_size 1024, .*base has 192"):
+        train_decoder(trained / "base", "0.6b", options(tmp_path, "new"))
+    assert not (tmp_path / "new.work").exists()
 
 
 def test_branches_that_differ_in_more_than_their_layers_are_refused(tmp_path: Path) -> None:

@@ -206,3 +206,19 @@ def test_answers_are_short_and_name_no_place_that_is_not_said() -> None:
 def test_an_unknown_split_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError, match="validation"):
         check_split("validaton")
+
+
+def test_what_must_be_found_is_what_the_question_or_its_answer_names() -> None:
+    for panel, asked in _asked():
+        for one in asked:
+            text = one.answer if one.type == "what" else one.text
+            # Longest first: "Pump 1" is not "Pump".
+            named, rest = [], text
+            for name in sorted(_named(panel), key=len, reverse=True):
+                if re.search(rf"\b{re.escape(name)}(?=[ ,?]|$)", rest):
+                    named.append(name)
+                    rest = rest.replace(name, "#")
+            if one.type in ("alarm", "count", "not shown") or one.answer == '{"value": null}':
+                assert one.subjects == ()
+            else:
+                assert sorted(one.subjects) == sorted(named), one

@@ -72,6 +72,29 @@ def base(
 
 
 @train.command()
+def decoder(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
+    output: _Output,
+    preset: Annotated[str, typer.Option(help="Whose decoder's shape it has.")] = "nano",
+    scale: _Scale = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights and panels.")] = 0,
+    workers: _Workers = 1,
+    device: _Device = "auto",
+    work: _Work = None,
+    force: _Force = False,
+    as_json: opt.Json = False,
+) -> None:
+    """Train a new decoder behind the large branch of a checkpoint, which stays as it is."""
+    _need("torch", "matplotlib", "skimage")
+    from hypervl.training.panel_job import PanelOptions, train_decoder
+
+    options = PanelOptions(output, work or _work_of(output), seed, scale, device, workers, replace=force)
+    with TrainProgress() as progress:
+        result = train_decoder(checkpoint, preset, options, progress.show_step)
+    _print_stages(result, as_json)
+
+
+@train.command()
 def dcl(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)],
     output: _Output,

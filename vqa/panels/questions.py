@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from vqa.panels import vocabulary as words
 from vqa.panels.panel import Panel, Seen
@@ -23,6 +23,7 @@ TYPES = (
     "display", "gauge", "bar", "plate", "unit", "state", "colour", "count", "compare", "where", "what",
     "alarm", "not shown", "json",
 )  # fmt: skip
+VALUE_TYPES = ("display", "gauge", "bar", "plate", "unit", "compare", "json")  # hang on a written value
 # How likely each is the next question. Reading comes first: it is what the model is for.
 _WEIGHTS = dict(
     zip(TYPES, (4.0, 3.0, 1.5, 1.5, 0.8, 2.0, 0.8, 1.2, 3.0, 1.2, 1.0, 0.8, 1.0, 1.2), strict=True)
@@ -35,7 +36,10 @@ _PLACES = (
 _CLEAR = 0.035  # of the picture: nearer to a border between two places, nobody asks where something is
 
 
-Add = Callable[[str, str, str, float], None]  # type, question, answer, px of the smallest thing to read
+class Add(Protocol):
+    """Type, question, answer, px of the smallest thing to read, and the names of what must be found."""
+
+    def __call__(self, kind: str, text: str, answer: str, text_px: float, *subjects: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Asked:
     answer: str
     type: str  # one of TYPES
     text_px: float  # height of the smallest thing that must be read
+    subjects: tuple[str, ...] = ()  # names of the elements that must be found, if it is not all of them
 
 
 def ask(panel: Panel, count: int, seed: str = "") -> list[Asked]:
@@ -63,8 +68,8 @@ def ask(panel: Panel, count: int, seed: str = "") -> list[Asked]:
 def _pools(chance: random.Random, panel: Panel) -> dict[str, list[Asked]]:
     pools: dict[str, list[Asked]] = {kind: [] for kind in TYPES}
 
-    def add(kind: str, text: str, answer: str, text_px: float) -> None:
-        pools[kind].append(Asked(text, answer, kind, text_px))
+    def add(kind: str, text: str, answer: str, text_px: float, *subjects: str) -> None:
+        pools[kind].append(Asked(text, answer, kind, text_px, subjects))
 
     visible = [seen for seen in panel.elements if not seen.hidden]
     for seen in visible:
@@ -90,14 +95,15 @@ def _about_one(chance: random.Random, seen: Seen, add: Add) -> None:
     it, size = seen.element, seen.smallest_px
     if it.kind in (DISPLAY, GAUGE, BAR):
         question = f"What does {it.name} read?"
-        add(it.kind, question, f"{it.value} {it.unit}", size)
-        add("unit", f"What is the unit of {it.name}?", it.unit, size)
+        add(it.kind, question, f"{it.value} {it.unit}", size, it.name)
+        add("unit", f"What is the unit of {it.name}?", it.unit, size, it.name)
         number = json.loads(it.value) if "." in it.value else int(it.value)
         add(
             "json",
             question + JSON_SUFFIX,
             json.dumps({"value": number, "unit": it.unit}, ensure_ascii=False),
             size,
+            it.name,
         )
     elif it.kind == PLATE:
         add(
@@ -105,14 +111,15 @@ def _about_one(chance: random.Random, seen: Seen, add: Add) -> None:
             f"What is written under {it.name}?" if _under(seen) else f"What is written at {it.name}?",
             it.value,
             size,
+            it.name,
         )
     else:
         question = f"Is {it.name} on or off?"
-        add("state", question, it.value, size)
+        add("state", question, it.value, size, it.name)
         if chance.random() < 0.4:
-            add("json", question + JSON_SUFFIX, json.dumps({"state": it.value}), size)
+            add("json", question + JSON_SUFFIX, json.dumps({"state": it.value}), size, it.name)
         if it.kind == LAMP:
-            add("colour", f"What colour is {it.name}?", it.colour, size)
+            add("colour", f"What colour is {it.name}?", it.colour, size, it.name)
 
 
 def _under(seen: Seen) -> bool:
@@ -125,10 +132,10 @@ def _about_places(panel: Panel, visible: list[Seen], add: Add) -> None:
     for seen in visible:
         place = places[seen.element.name]
         if place and len(panel.elements) > 1:
-            add("where", f"Where is {seen.element.name}?", place, seen.label_px)
+            add("where", f"Where is {seen.element.name}?", place, seen.label_px, seen.element.name)
             if crowd[place] == 1 and None not in places.values():
                 where = "in the centre" if place == "centre" else f"at the {place}"
-                add("what", f"What is {where}?", seen.element.name, seen.label_px)
+                add("what", f"What is {where}?", seen.element.name, seen.label_px, seen.element.name)
 
 
 def _place(panel: Panel, seen: Seen) -> str | None:
@@ -148,9 +155,9 @@ def _comparisons(visible: list[Seen], add: Add) -> None:
         for other in numbers[i + 1 :]:
             a, b = float(one.element.value), float(other.element.value)
             if one.element.unit == other.element.unit and a != b:
-                higher = (one if a > b else other).element.name
-                text = f"Which is higher, {one.element.name} or {other.element.name}?"
-                add("compare", text, higher, min(s.text_px for s in (one, other)))
+                names = (one.element.name, other.element.name)
+                text = f"Which is higher, {names[0]} or {names[1]}?"
+                add("compare", text, names[a < b], min(s.text_px for s in (one, other)), *names)
 
 
 def _about_all(chance: random.Random, seen: list[Seen], add: Add) -> None:
