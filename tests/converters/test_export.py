@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from litert_torch import fx_infra
+from litert_torch._convert import core
 from torch import Tensor, nn
 
-from converters import vision
+from converters import lowering, vision
+from converters.export import export_component
 from converters.folding import fold_norms
 from converters.lowering import Component, Traced, lower
 from hypervl.checkpoint import Checkpoint
@@ -23,6 +26,7 @@ from hypervl.vrc import MBConv
 from rpi_runtime import tflite_file
 from rpi_runtime.errors import EdgeError
 from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE, VRC
+from tests.converters.tiny import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = (VRC, VISION_BASE, DECODER)
@@ -194,6 +198,27 @@ def test_another_process_writes_the_same_bytes_in_silence(
     assert done.returncode == 0, done.stderr
     assert again.read_bytes() == tiny_graphs[VRC].read_bytes()
     assert done.stdout + done.stderr == "", "the converter's libraries were not silent"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_tracing_a_program_once_gives_what_the_library_gives_after_three_times(
+    tiny_graphs: dict[str, Path],
+    tiny_checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    def canonicalized(canonicalize: object, program: object) -> object:
+        done = fx_infra.safe_run_decompositions(program, {})
+        return fx_infra.ExportedProgramPassResult(done, True)
+
+    def whole(programs: object, index: int) -> object:
+        return core._run_convert_passes(core.export_torch_signature(vars(programs)["_signatures"][index]))
+
+    monkeypatch.setattr(fx_infra.CanonicalizePass, "call", canonicalized)
+    monkeypatch.setattr(lowering._Programs, "__getitem__", whole)
+    export_component(name, tiny_checkpoint, OPTIONS, tmp_path / "graph.tflite")
+    assert (tmp_path / "graph.tflite").read_bytes() == tiny_graphs[name].read_bytes()
 
 
 def test_a_graph_says_nothing_about_the_machine_that_made_it(tiny_graphs: dict[str, Path]) -> None:
