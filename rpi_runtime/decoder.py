@@ -72,6 +72,15 @@ class Decoder:
             # used.
             self._sizes = self._sizes[len(self._sizes) // 2 :][:1]
 
+    def let_go(self) -> None:
+        """Before its graph is closed: the KV cache stays."""
+        self.kv.shared.detach()
+        self._inputs.clear()
+
+    def use(self, graph: Graph) -> None:
+        """Goes on with `graph`, the same file opened again."""
+        self._graph = graph
+
     def prefill(self, rows: PromptRows, on_chunk: Callable[[int], None] = lambda tokens: None) -> Array:
         """Feeds all `rows` behind what the cache holds; logits [vocab] float32 of the last.
 

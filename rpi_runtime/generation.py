@@ -145,15 +145,15 @@ class Generation(Iterator[str]):
         self._prompt = layout(
             self._turn.items, plans, session.codec, session.manifest.text.image_tokens, tokens_of_side
         )
-        kv = session.decoder.kv
-        _need_room(self._prompt, kv.slots)
-        self._reused = self._prompt.reusable(kv.held)
+        _need_room(self._prompt, session.context_tokens)
+        self._reused = self._prompt.reusable(session.held)
         left = self._prompt.after(self._reused)
         features = self._encode([run for run in left if isinstance(run, VisualRun)], pixels)
-        kv.keep(self._reused)
+        decoder = session.decoder  # after the last tile: it may close the branch
+        decoder.kv.keep(self._reused)
         rows = PromptRows(left, session.embedding, lambda run: features[run.image, run.tile])
         with self._clock.phase("prefill"):
-            return session.decoder.prefill(
+            return decoder.prefill(
                 rows, lambda fed: self._step(Progress("prefill", fed, len(rows.positions)))
             )
 

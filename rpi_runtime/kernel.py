@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,13 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def give_back() -> None:
+    """Returns freed memory to the kernel. Only glibc keeps so much that it must be told."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def memory_available(root: Path = _ROOT) -> tuple[int, str]:

@@ -19,9 +19,10 @@ from rpi_runtime.embedding import EmbeddingTable
 from rpi_runtime.encoder import Encoder
 from rpi_runtime.errors import UsageError
 from rpi_runtime.generation import Generation, Options, Progress, Turn
+from rpi_runtime.graphs import TOGETHER, Graphs, Residency
 from rpi_runtime.images import Source
 from rpi_runtime.manifest import DECODER, DecoderSpec, Embedding, Manifest
-from rpi_runtime.prompt import ImageSlot, Item, Part
+from rpi_runtime.prompt import ImageSlot, Item, Part, Position
 from rpi_runtime.routing import Routing
 from rpi_runtime.sampling import Sampling
 from rpi_runtime.tokenizer import TextCodec
@@ -46,18 +47,21 @@ class Session:
         threads: int | None = None,
         weight_cache: bool | Path = True,
         verbose: bool = False,
+        residency: Residency = TOGETHER,
     ) -> Session:
         """Checks the bundle and chooses a backend; opens no graph yet.
 
         `threads` None takes the cores there are, at most 4. `weight_cache` True keeps packed weights in the
         user's cache folder, a path keeps them there, False keeps none. `verbose` shows the native logs.
+        `residency` says which graphs may be open together (`graphs.TOGETHER`, `graphs.ONE_BY_ONE`): with
+        fewer an answer takes less memory, and longer.
         Raises `BundleError`, `ResourceError` (no runtime fits), `UsageError` (an unknown backend).
         """
         if threads is not None and not 1 <= threads <= _MOST_THREADS:
             raise UsageError(f"threads is {threads}", f"It must be from 1 to {_MOST_THREADS}.")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         folder = default_folder() if weight_cache is True else weight_cache or None
-        return cls(opened, choose(backend), backend, threads or default_threads(), folder, verbose)
+        return cls(opened, choose(backend), backend, threads or default_threads(), folder, verbose, residency)
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class Session:
         threads: int,
         cache_folder: Path | None,
         verbose: bool,
+        residency: Residency,
     ) -> None:
         self.bundle = bundle
         self.choice = choice
@@ -74,7 +79,8 @@ class Session:
         self._backend = backend
         self._cache_folder = cache_folder
         self._verbose = verbose
-        self._graphs: dict[str, Graph] = {}
+        self._graphs = Graphs(self._open_graph, residency, self._before_close)
+        self._decoder: Decoder | None = None
         self._clock = Clock()
         self._running: Generation | None = None
         self._closed = False
@@ -150,10 +156,20 @@ class Session:
         _, table = self._decoder_parts()
         return EmbeddingTable(self.bundle.file(table.file), table)
 
-    @cached_property
+    @property
     def decoder(self) -> Decoder:
+        """With its graph open. Its KV cache outlives the graph."""
         spec, _ = self._decoder_parts()
-        return Decoder(self.graph(DECODER), spec, self.embedding)
+        graph = self.graph(DECODER)
+        if self._decoder is None:
+            self._decoder = Decoder(graph, spec, self.embedding)
+        self._decoder.use(graph)
+        return self._decoder
+
+    @property
+    def held(self) -> Sequence[Position]:
+        """What the KV cache holds."""
+        return self._decoder.kv.held if self._decoder else ()
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -165,26 +181,19 @@ class Session:
 
     @property
     def weight_caches(self) -> dict[str, str]:
-        """What became of the weight cache of each graph that is open."""
-        return {name: graph.weight_cache for name, graph in self._graphs.items()}
+        """What became of the weight cache of each graph that was opened."""
+        return self._graphs.weight_caches
+
+    @property
+    def open_graphs(self) -> frozenset[str]:
+        return self._graphs.names
 
     def graph(self, component: str) -> Graph:
         """The graph of `component`, opened when it is first asked for. Raises `BundleError`."""
         if self._closed:
             raise RuntimeError("the session is closed")
-        if component not in self._graphs:
-            with self._clock.phase("load"):
-                path = self.bundle.path(component)
-                entry = self.manifest.component(component)
-                self._graphs[component] = open_graph(
-                    path,
-                    backend=self._backend,
-                    threads=self.threads,
-                    weight_cache=self._cache_folder,
-                    verbose=self._verbose,
-                    sha256=entry.file.sha256 if entry else "",
-                )
-        return self._graphs[component]
+        with self._clock.phase("load"):
+            return self._graphs.get(component)
 
     def need_vision(self, images: Sequence[Source]) -> None:
         """Raises `UsageError` for pictures that this bundle cannot look at."""
@@ -205,12 +214,10 @@ class Session:
         """Ends a running answer and gives back the memory of all graphs."""
         if self._running is not None:
             self._running.close()
-        self.__dict__.pop("decoder", None)
-        self.__dict__.pop("embedding", None)
-        for graph in self._graphs.values():
-            graph.close()
-        self._graphs.clear()
         self._closed = True
+        self._decoder = None
+        self.__dict__.pop("embedding", None)
+        self._graphs.close()
 
     def __enter__(self) -> Session:
         return self
@@ -219,6 +226,21 @@ class Session:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _open_graph(self, component: str) -> Graph:
+        entry = self.manifest.component(component)
+        return open_graph(
+            self.bundle.path(component),
+            backend=self._backend,
+            threads=self.threads,
+            weight_cache=self._cache_folder,
+            verbose=self._verbose,
+            sha256=entry.file.sha256 if entry else "",
+        )
+
+    def _before_close(self, component: str) -> None:
+        if component == DECODER and self._decoder is not None:
+            self._decoder.let_go()
 
     def _decoder_parts(self) -> tuple[DecoderSpec, Embedding]:
         spec, table = self.manifest.decoder, self.manifest.embedding

@@ -39,7 +39,11 @@ class SharedInputs(Protocol):
         """`array[index] = values`, where `array` has the shape of `name`."""
 
     def read(self, name: str) -> Array:
-        """A copy of the whole array, in its shape. For tests and checks."""
+        """A copy of the whole array, in its shape."""
+
+    def detach(self) -> None:
+        """Keeps what they hold when the graph is closed. A runner of the same graph, opened again, takes
+        them."""
 
 
 class Runner(Protocol):
@@ -69,7 +73,8 @@ class Graph(Protocol):
         """The runner of `signature` whose inputs named in `shared` are bound to it; made once."""
 
     def close(self) -> None:
-        """Gives back the native memory. Runners and shared inputs of this graph must not be used after it."""
+        """Gives back the native memory. Runners of this graph must not be used after it, nor shared inputs
+        that were not detached before."""
 
 
 def check_inputs(signature: Signature, bound: frozenset[str], inputs: Mapping[str, Array]) -> None:

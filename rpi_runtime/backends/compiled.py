@@ -99,6 +99,9 @@ class BoundArrays:
     def read(self, name: str) -> Array:
         return self._arrays[name].copy()
 
+    def detach(self) -> None:
+        """The memory is the host's."""
+
     def address(self, name: str) -> int:
         """Where the array lies: the same for as long as this object lives."""
         return int(self._arrays[name].ctypes.data)

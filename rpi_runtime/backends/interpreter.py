@@ -113,6 +113,7 @@ class MirroredInputs:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.shapes = dict(shapes)
         self._tensors: dict[str, list[tuple[Any, int, int]]] = {name: [] for name in shapes}
+        self._kept: dict[str, Array] = {}  # while no interpreter has them
 
     def attach(self, native: Any, subgraph: int, indices: Mapping[str, int]) -> None:
         for name, places in self._tensors.items():
@@ -123,11 +124,19 @@ class MirroredInputs:
             if places:
                 target[...] = _view(*places[0])
             else:
-                target[...] = 0
+                target[...] = self._kept.pop(name).reshape(-1) if name in self._kept else 0
             places.append(place)
 
+    def detach(self) -> None:
+        for name, places in self._tensors.items():
+            if places:
+                self._kept[name] = self.read(name)
+                places.clear()
+
     def write(self, name: str, index: Any, values: Array) -> None:
-        if not self._tensors[name]:
+        if name in self._kept:
+            self._kept[name][index] = values
+        elif not self._tensors[name]:
             raise RuntimeError(f"no runner reads {name!r} yet, so there is nowhere to write")
         for place in self._tensors[name]:
             # A view lives for this statement only: the interpreter may not be invoked while one is held.
@@ -136,7 +145,8 @@ class MirroredInputs:
     def read(self, name: str) -> Array:
         places = self._tensors[name]
         if not places:
-            return np.zeros(self.shapes[name], np.float32)
+            kept = self._kept.get(name)
+            return np.zeros(self.shapes[name], np.float32) if kept is None else kept.copy()
         return _view(*places[0]).reshape(self.shapes[name]).copy()
 
 

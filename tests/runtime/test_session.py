@@ -15,8 +15,10 @@ from PIL import Image
 
 from hypervl.generate import Reference, generate
 from hypervl.model import HyperVL
+from rpi_runtime.backends.base import Graph
 from rpi_runtime.errors import BundleError, UsageError
 from rpi_runtime.generation import Generation, Progress
+from rpi_runtime.graphs import ONE_BY_ONE, TOGETHER, Residency
 from rpi_runtime.images import Source
 from rpi_runtime.kernel import memory
 from rpi_runtime.manifest import DECODER, MANIFEST_FILE, Manifest, from_json, to_json
@@ -478,6 +480,41 @@ class TestGraphs:
         assert set(session.weight_caches) == {"decoder", "vision_base"}
         finished(session.generate(QUESTION, [photo], branch="large", max_new_tokens=1))
         assert set(session.weight_caches) == {"decoder", "vision_base", "vrc", "vision_large"}
+
+    @pytest.mark.parametrize("backend", ["compiled", "interpreter"])
+    def test_one_by_one_they_give_the_same_answers_and_nothing_is_computed_again(
+        self, nano_bundle: Path, cache_home: Path, photo: Path, wide_photo: Path, backend: str
+    ) -> None:
+        """The second turn's picture closes the decoder, whose keys and values stay."""
+        told: dict[Residency, list[tuple[list[int], int]]] = {}
+        for residency in (TOGETHER, ONE_BY_ONE):
+            with Session.open(nano_bundle, backend=backend, threads=1, residency=residency) as session:
+                talk = session.conversation(routing="fixed:0.25", max_new_tokens=12)
+                told[residency] = []
+                for question, picture in ((QUESTION, photo), ("And this?", wide_photo)):
+                    answer = talk.ask(question, [picture])
+                    told[residency].append((finished(answer), answer.report.reused_tokens))
+                assert answer.report.images[0].encoded_tiles == 0
+        assert told[ONE_BY_ONE] == told[TOGETHER]
+        assert told[ONE_BY_ONE][1][1] > 0
+
+    def test_one_by_one_no_two_are_open(
+        self, nano_bundle: Path, cache_home: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        open_now: list[frozenset[str]] = []
+        with Session.open(nano_bundle, threads=1, residency=ONE_BY_ONE) as session:
+            graph = session.graph
+
+            def watched(component: str) -> Graph:
+                found = graph(component)
+                open_now.append(session.open_graphs)
+                return found
+
+            monkeypatch.setattr(session, "graph", watched)
+            finished(session.generate(QUESTION, [photo], branch="large", max_new_tokens=2))
+            assert set(session.weight_caches) == {"vrc", "vision_large", "decoder"}
+        assert {name for names in open_now for name in names} == {"vrc", "vision_large", "decoder"}
+        assert {len(names) for names in open_now} == {1}
 
     def test_a_second_session_finds_the_packed_weights(
         self, session: Session, nano_bundle: Path, cache_home: Path
