@@ -128,6 +128,14 @@ class Decoder:
         return self._inputs[size]
 
 
+def host_bytes(spec: DecoderSpec) -> int:
+    """What the inputs of all signatures take here: embeddings, angles, masks; and one row of logits."""
+    per_row = spec.hidden_size + spec.head_dim + spec.context_tokens
+    rows = sum((per_row + size) * size for size in (1, *spec.prefill_tokens))
+    angles = (spec.context_tokens + 1) * spec.head_dim
+    return 4 * (rows + angles + spec.vocab_size)
+
+
 _NOTHING = np.empty(0, np.float32)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from rpi_runtime.backends.base import Array, Graph
 from rpi_runtime.clock import Clock
 from rpi_runtime.errors import BundleError, UsageError
-from rpi_runtime.images import Picture, Source, open_image
+from rpi_runtime.images import MAX_DECODED_PIXELS, Picture, Source, open_image
 from rpi_runtime.manifest import VISION_BASE, VISION_LARGE, VRC, Manifest, VisionSpec
 from rpi_runtime.prompt import ImagePlan
 from rpi_runtime.routing import RoutedTiles, Routing, choose_branch, route
@@ -32,17 +32,25 @@ class RoutedPicture:
 
 
 class Encoder:
-    """The vision side of a bundle. `graph` opens a component's graph, or gives the open one."""
+    """The vision side of a bundle. `graph` opens a component's graph, or gives the open one; `max_pixels` of
+    a picture may be held while it is decoded; only `branches` may be used."""
 
-    def __init__(self, manifest: Manifest, graph: Callable[[str], Graph]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        graph: Callable[[str], Graph],
+        max_pixels: int = MAX_DECODED_PIXELS,
+        branches: Sequence[str] = tuple(BRANCHES),
+    ) -> None:
         if manifest.vision is None:
             raise UsageError(
                 f"the bundle of {manifest.model!r} is for text only, and a picture is given",
                 "Leave the picture out, or convert with the components vrc and vision_base.",
             )
         self._spec: VisionSpec = manifest.vision
-        self._branches = {b for b, component in BRANCHES.items() if manifest.component(component)}
+        self._branches = {b for b in branches if manifest.component(BRANCHES[b])}
         self._graph = graph
+        self._max_pixels = max_pixels
 
     def route(
         self,
@@ -56,7 +64,7 @@ class Encoder:
         run.
         """
         with clock.phase("open_image"):
-            picture = open_image(source)
+            picture = open_image(source, max_pixels=self._max_pixels)
             grid = tile_picture(picture, self._spec)
         predictions = 0
 
@@ -85,7 +93,7 @@ class Encoder:
         changed.
         """
         with clock.phase("open_image"):
-            picture = open_image(known.source)
+            picture = open_image(known.source, max_pixels=self._max_pixels)
             if picture.digest != known.plan.digest:
                 raise UsageError(
                     f"{known.name} has changed since it was first asked about",

@@ -149,6 +149,7 @@ class Generation(Iterator[str]):
         self._reused = self._prompt.reusable(session.held)
         left = self._prompt.after(self._reused)
         features = self._encode([run for run in left if isinstance(run, VisualRun)], pixels)
+        pixels.clear()
         decoder = session.decoder  # after the last tile: it may close the branch
         decoder.kv.keep(self._reused)
         rows = PromptRows(left, session.embedding, lambda run: features[run.image, run.tile])

@@ -16,12 +16,15 @@ from rpi_runtime.clock import Clock
 from rpi_runtime.conversation import Conversation
 from rpi_runtime.decoder import Decoder
 from rpi_runtime.embedding import EmbeddingTable
-from rpi_runtime.encoder import Encoder
+from rpi_runtime.encoder import BRANCHES, Encoder
 from rpi_runtime.errors import UsageError
+from rpi_runtime.footprint import known
 from rpi_runtime.generation import Generation, Options, Progress, Turn
 from rpi_runtime.graphs import TOGETHER, Graphs, Residency
-from rpi_runtime.images import Source
+from rpi_runtime.images import MAX_DECODED_PIXELS, Source
+from rpi_runtime.kernel import memory
 from rpi_runtime.manifest import DECODER, DecoderSpec, Embedding, Manifest
+from rpi_runtime.memory_plan import MemoryPlan, make_plan, needs
 from rpi_runtime.prompt import ImageSlot, Item, Part, Position
 from rpi_runtime.routing import Routing
 from rpi_runtime.sampling import Sampling
@@ -48,20 +51,38 @@ class Session:
         weight_cache: bool | Path = True,
         verbose: bool = False,
         residency: Residency = TOGETHER,
+        memory_budget: int | None = None,
+        branches: Sequence[str] = tuple(BRANCHES),
     ) -> Session:
         """Checks the bundle and chooses a backend; opens no graph yet.
 
         `threads` None takes the cores there are, at most 4. `weight_cache` True keeps packed weights in the
         user's cache folder, a path keeps them there, False keeps none. `verbose` shows the native logs.
         `residency` says which graphs may be open together (`graphs.TOGETHER`, `graphs.ONE_BY_ONE`): with
-        fewer an answer takes less memory, and longer.
-        Raises `BundleError`, `ResourceError` (no runtime fits), `UsageError` (an unknown backend).
+        fewer an answer takes less memory, and longer. `memory_budget` is what this process may hold at most,
+        resident bytes as the kernel counts them; what it holds already counts. It decides about `residency`,
+        and about the largest picture; the first time on a machine, graphs are measured for some seconds.
+        Only `branches` may then be asked for: a budget need not hold what is never used.
+        Raises `BundleError`, `ResourceError` (no runtime fits, or the budget is too small), `UsageError` (an
+        unknown backend).
         """
         if threads is not None and not 1 <= threads <= _MOST_THREADS:
             raise UsageError(f"threads is {threads}", f"It must be from 1 to {_MOST_THREADS}.")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         folder = default_folder() if weight_cache is True else weight_cache or None
-        return cls(opened, choose(backend), backend, threads or default_threads(), folder, verbose, residency)
+        session = cls(
+            opened,
+            choose(backend),
+            backend,
+            threads or default_threads(),
+            folder,
+            verbose,
+            residency,
+            tuple(branches),
+        )
+        if memory_budget is not None:
+            session._keep_to(memory_budget)
+        return session
 
     def __init__(
         self,
@@ -72,6 +93,7 @@ class Session:
         cache_folder: Path | None,
         verbose: bool,
         residency: Residency,
+        branches: tuple[str, ...],
     ) -> None:
         self.bundle = bundle
         self.choice = choice
@@ -79,11 +101,13 @@ class Session:
         self._backend = backend
         self._cache_folder = cache_folder
         self._verbose = verbose
+        self._branches = branches
         self._graphs = Graphs(self._open_graph, residency, self._before_close)
         self._decoder: Decoder | None = None
         self._clock = Clock()
         self._running: Generation | None = None
         self._closed = False
+        self.plan: MemoryPlan | None = None  # of the memory, with a budget
 
     def generate(
         self,
@@ -173,7 +197,8 @@ class Session:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return Encoder(self.manifest, self.graph)
+        pixels = self.plan.picture_pixels if self.plan else MAX_DECODED_PIXELS
+        return Encoder(self.manifest, self.graph, pixels, self._branches)
 
     @property
     def context_tokens(self) -> int:
@@ -226,6 +251,15 @@ class Session:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _keep_to(self, budget: int) -> None:
+        """Plans for `budget`. What every answer needs is loaded first, so that it counts."""
+        _ = self.codec
+        folder = self._cache_folder or default_folder()
+        footprint = known(self.bundle, self.choice, self.threads, folder)
+        need = needs(self.manifest, footprint, memory().resident_bytes, self._branches)
+        self.plan = make_plan(budget, need)
+        self._graphs = Graphs(self._open_graph, self.plan.residency, self._before_close)
 
     def _open_graph(self, component: str) -> Graph:
         entry = self.manifest.component(component)

@@ -23,6 +23,7 @@ from toolkit.commands.convert import convert
 from toolkit.commands.data import data
 from toolkit.commands.eval import evaluate
 from toolkit.commands.inspect import inspect
+from toolkit.commands.plan import plan
 from toolkit.commands.run import run
 from toolkit.commands.train import train
 from toolkit.commands.verify import verify
@@ -52,7 +53,7 @@ def _before_any_command(
     pass
 
 
-for command in (assemble, convert, verify, inspect, run, chat, cache):
+for command in (assemble, convert, verify, inspect, plan, run, chat, cache):
     app.command()(command)
 app.add_typer(train, name="train")
 app.add_typer(data, name="data")

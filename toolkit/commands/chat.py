@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from toolkit import report
 from toolkit.commands import options as opt
+from toolkit.memory_view import memory_options
 from toolkit.run_view import ProgressLine, stream
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def chat(
     repetition_penalty: opt.RepetitionPenalty = 1.0,
     seed: opt.Seed = None,
     stop: opt.Stop = None,
+    memory: opt.Memory = None,
     threads: opt.Threads = None,
     backend: opt.Backend = "auto",
     weight_cache: opt.WeightCache = True,
@@ -50,7 +52,12 @@ def chat(
 
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     with Session.open(
-        bundle, threads=threads, backend=backend, weight_cache=weight_cache, verbose=verbose
+        bundle,
+        threads=threads,
+        backend=backend,
+        weight_cache=weight_cache,
+        verbose=verbose,
+        **memory_options(memory, branch),
     ) as session:
 
         def start() -> Conversation:

@@ -33,3 +33,7 @@ Stop = Annotated[
 Threads = Annotated[int | None, typer.Option(help="Threads.", show_default="the cores, at most 4")]
 Backend = Annotated[str, typer.Option(help="auto, compiled, interpreter, tflite-runtime or tensorflow.")]
 WeightCache = Annotated[bool, typer.Option(help="Keep packed weights in a file for the next start.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="What this process may hold at most, like 512MB, or auto.", show_default="no budget"),
+]

@@ -9,6 +9,7 @@ import typer
 
 from toolkit import report
 from toolkit.commands import options as opt
+from toolkit.memory_view import memory_options
 from toolkit.run_view import ProgressLine, stream, summary
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def run(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the prompt as it stands, without chat template.")
     ] = False,
+    memory: opt.Memory = None,
     threads: opt.Threads = None,
     backend: opt.Backend = "auto",
     weight_cache: opt.WeightCache = True,
@@ -53,7 +55,12 @@ def run(
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     with (
         Session.open(
-            bundle, threads=threads, backend=backend, weight_cache=weight_cache, verbose=verbose
+            bundle,
+            threads=threads,
+            backend=backend,
+            weight_cache=weight_cache,
+            verbose=verbose,
+            **memory_options(memory, branch),
         ) as session,
         ProgressLine() as progress,
     ):

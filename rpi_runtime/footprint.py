@@ -1,0 +1,272 @@
+"""What each graph of a bundle takes in memory, as the kernel counts it: measured, each in its own process.
+
+    python -m rpi_runtime.footprint BUNDLE [--backend auto] [--threads N]
+
+A graph is opened twice, in two processes: with an empty weight cache, which packs its weights, and with the
+one that the first left. Each signature then runs twice. What is resident grows when a graph is opened (all of
+its arenas, and the pages of its weights that packing touches), and when a signature first runs (its buffers,
+and the pages of packed weights that it reads); the second run should add nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from delegates.cpu import cpu_features
+from rpi_runtime.backends.base import BackendChoice, Graph, Runner, SharedInputs
+from rpi_runtime.backends.select import default_threads, open_graph
+from rpi_runtime.bundle import Bundle
+from rpi_runtime.errors import EdgeError, ResourceError
+from rpi_runtime.kernel import give_back, memory, reset_peak
+from rpi_runtime.kv_cache import KVCache
+from rpi_runtime.manifest import DECODER, Manifest, Signature, to_json
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Resident bytes more than before. Mapped ones are a file's, and the kernel can drop them."""
+
+    anonymous: int
+    mapped: int
+
+    @property
+    def total(self) -> int:
+        return self.anonymous + self.mapped
+
+    def __add__(self, other: Taken) -> Taken:
+        return Taken(self.anonymous + other.anonymous, self.mapped + other.mapped)
+
+
+@dataclass(frozen=True)
+class SignatureFootprint:
+    name: str
+    first: Taken  # by its first run
+    again: Taken  # by its second
+
+
+@dataclass(frozen=True)
+class GraphFootprint:
+    """Of one graph, with its weight cache cold or warm."""
+
+    component: str
+    weight_cache: str  # "built", "reused", "off: why"
+    opened: Taken
+    peak: int  # bytes above what was there before, at most, while it opened and ran
+    signatures: tuple[SignatureFootprint, ...]
+    left: Taken  # after it was closed
+
+    @property
+    def in_use(self) -> Taken:
+        """After every signature has run."""
+        total = self.opened
+        for signature in self.signatures:
+            total += signature.first + signature.again
+        return total
+
+
+@dataclass(frozen=True)
+class Footprint:
+    runtime: Taken  # of this process: Python with the runtime, before any graph
+    cold: tuple[GraphFootprint, ...]
+    warm: tuple[GraphFootprint, ...]
+    backend: str
+    version: str
+    threads: int
+
+    @property
+    def libraries(self) -> int:
+        """Bytes of the runtime's own code and state: what stays when its first graph is closed."""
+        return max((graph.left.total for graph in (*self.cold, *self.warm)), default=0)
+
+    def graphs(self) -> dict[str, int]:
+        """Component -> bytes that its graph takes at most, whatever became of its weight cache."""
+        found: dict[str, int] = {}
+        for graph in (*self.cold, *self.warm):
+            most = max(graph.peak, graph.in_use.total) - graph.left.total
+            found[graph.component] = max(found.get(graph.component, 0), most)
+        return found
+
+
+def known(bundle: Bundle, choice: BackendChoice, threads: int, folder: Path | None) -> Footprint:
+    """What was measured before on this machine, kept in `folder`, or is measured now."""
+    told = [to_json(bundle.manifest), choice.package, choice.version, choice.name, threads]
+    told.append(dataclasses.astuple(cpu_features()))
+    key = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:32]
+    file = folder / f"{key}.footprint.json" if folder else None
+    if file is not None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            return _footprint(json.loads(file.read_text()))
+    found = measure(bundle, choice.name, threads)
+    if file is not None:
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk, or a folder of somebody else: measured again next time
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps(dataclasses.asdict(found)))
+            partial.replace(file)
+    return found
+
+
+def _footprint(stored: dict[str, Any]) -> Footprint:
+    graphs = {name: tuple(_graph_footprint(one) for one in stored[name]) for name in ("cold", "warm")}
+    return Footprint(**{**stored, **graphs, "runtime": Taken(**stored["runtime"])})
+
+
+def measure(bundle: Bundle, backend: str = "auto", threads: int | None = None) -> Footprint:
+    """Measures every graph of `bundle`. Raises `ResourceError` where the kernel keeps no such accounts, and
+    what opening a graph raises."""
+    count = threads or default_threads()
+    cold: list[GraphFootprint] = []
+    warm: list[GraphFootprint] = []
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="footprint-") as cache:
+        for component in bundle.manifest.components:
+            for graphs in (cold, warm):
+                found = _in_a_process(bundle.folder, component.name, backend, count, cache)
+                graphs.append(_graph_footprint(found["graph"]))
+    runtime = Taken(**found["runtime"]) if found else Taken(0, 0)
+    choice = found.get("choice", {})
+    return Footprint(
+        runtime, tuple(cold), tuple(warm), choice.get("name", ""), choice.get("version", ""), count
+    )
+
+
+def _in_a_process(folder: Path, component: str, backend: str, threads: int, cache: str) -> dict[str, Any]:
+    command = [
+        sys.executable,
+        "-m",
+        "rpi_runtime.footprint",
+        str(folder),
+        "--component",
+        component,
+        "--cache",
+        cache,
+    ]
+    command += ["--backend", backend, "--threads", str(threads)]
+    root = str(Path(__file__).resolve().parent.parent)
+    known = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": root + (os.pathsep + known if known else "")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise ResourceError(f"measuring {component} failed: {last}", "Run `toolkit verify` on the bundle.")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def _graph_footprint(found: dict[str, Any]) -> GraphFootprint:
+    taken = {name: Taken(**found[name]) for name in ("opened", "left")}
+    signatures = tuple(
+        SignatureFootprint(s["name"], Taken(**s["first"]), Taken(**s["again"])) for s in found["signatures"]
+    )
+    return GraphFootprint(**{**found, **taken, "signatures": signatures})
+
+
+# In the process that is measured.
+
+
+class _Account:
+    """What this process takes more since it was last asked."""
+
+    def __init__(self) -> None:
+        if not memory().resident_bytes or not reset_peak():
+            raise ResourceError(
+                "this system does not tell what a process holds (/proc/self/status)",
+                "Measure on Linux.",
+            )
+        self.start = self._last = memory()
+
+    def taken(self) -> Taken:
+        now = memory()
+        more = Taken(
+            now.anonymous_bytes - self._last.anonymous_bytes, now.mapped_bytes - self._last.mapped_bytes
+        )
+        self._last = now
+        return more
+
+    @property
+    def peak(self) -> int:
+        return memory().peak_resident_bytes - self.start.resident_bytes
+
+
+def _measure_here(bundle: Bundle, component: str, backend: str, threads: int, cache: Path) -> dict[str, Any]:
+    account = _Account()
+    before = account.start
+    graph = open_graph(bundle.path(component), backend=backend, threads=threads, weight_cache=cache)
+    opened = account.taken()
+    choice, state = dataclasses.asdict(graph.choice), graph.weight_cache
+    signatures = list(_run_all(graph, bundle.manifest, component, account))
+    peak = account.peak
+    graph.close()
+    give_back()
+    now = memory()
+    left = Taken(now.anonymous_bytes - before.anonymous_bytes, now.mapped_bytes - before.mapped_bytes)
+    found = GraphFootprint(component, state, opened, peak, tuple(signatures), left)
+    runtime = Taken(before.anonymous_bytes, before.mapped_bytes)
+    return {"graph": dataclasses.asdict(found), "runtime": dataclasses.asdict(runtime), "choice": choice}
+
+
+def _run_all(
+    graph: Graph, manifest: Manifest, component: str, account: _Account
+) -> Iterator[SignatureFootprint]:
+    shared: SharedInputs | None = None
+    if component == DECODER and manifest.decoder is not None:
+        shared = KVCache(graph, manifest.decoder).shared  # zeros, whose pages are not there yet
+    for name, signature in graph.signatures.items():
+        runner = graph.runner(name, shared)
+        inputs = _zeros(signature, shared)
+        account.taken()  # the inputs are the host's
+        times = []
+        for _ in range(2):
+            _run(runner, inputs)
+            times.append(account.taken())
+        yield SignatureFootprint(name, *times)
+
+
+def _zeros(signature: Signature, shared: SharedInputs | None) -> dict[str, np.ndarray]:
+    bound = shared.shapes if shared else {}
+    return {t.name: np.zeros(t.shape, t.dtype) for t in signature.inputs if t.name not in bound}
+
+
+def _run(runner: Runner, inputs: dict[str, np.ndarray]) -> None:
+    runner.run(inputs)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--component", help="this one alone, in this process")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--cache", type=Path)
+    given = parser.parse_args(arguments)
+    try:
+        bundle = Bundle.open(given.bundle)
+        if given.component:
+            found = _measure_here(bundle, given.component, given.backend, given.threads, given.cache)
+        else:
+            found = dataclasses.asdict(measure(bundle, given.backend, given.threads))
+    except EdgeError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(found, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Budgets, proven from outside: the kernel's account of another process that answers under one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rpi_runtime.bundle import Bundle
+from rpi_runtime.errors import ImageError, UsageError
+from rpi_runtime.footprint import Footprint, known, measure
+from rpi_runtime.kernel import memory
+from rpi_runtime.memory_plan import WAYS
+from rpi_runtime.session import Session
+
+ROOT = Path(__file__).resolve().parents[2]
+# Answers pictures under a budget, says how, and waits to be looked at.
+_ANSWER = """
+import json, sys
+from rpi_runtime.session import Session
+bundle, budget, *pictures = sys.argv[1:]
+with Session.open(bundle, threads=1, memory_budget=int(budget), branches=("base",)) as session:
+    told = [session.plan.way, session.plan.peak, session.plan.peaks, []]
+    for picture in pictures:
+        generation = session.generate("What is this?", [picture], routing="fixed:0.25", max_new_tokens=8)
+        told[3].append("".join(generation))
+    print(json.dumps(told), flush=True)
+    sys.stdin.read()
+"""
+
+
+@dataclass(frozen=True)
+class Answered:
+    way: str
+    planned: int
+    peaks: dict[str, int]
+    texts: list[str]
+    peak: int  # resident, as the kernel says
+
+
+def answered(bundle: Path, budget: int, *pictures: Path) -> Answered:
+    command = [sys.executable, "-c", _ANSWER, str(bundle), str(budget), *map(str, pictures)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        line = process.stdout.readline()
+        peak = memory(process.pid).peak_resident_bytes
+        process.stdin.close()
+        assert process.wait() == 0
+    return Answered(*json.loads(line), peak)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory, photo: Path) -> list[Path]:
+    """From small to 33 megapixels, and a strip."""
+    folder = tmp_path_factory.mktemp("sizes")
+    made = []
+    for width, height in ((256, 256), (1100, 1100), (30000, 400), (5800, 5800)):
+        path = folder / f"{width}x{height}.jpg"
+        with Image.open(photo) as opened:
+            opened.convert("RGB").resize((width, height)).save(path)
+        made.append(path)
+    return made
+
+
+@pytest.fixture
+def measured(nano_bundle: Path, cache_home: Path) -> Footprint:
+    """As every session on this machine will find it."""
+    with Session.open(nano_bundle, threads=1) as session:
+        return known(session.bundle, session.choice, 1, cache_home)
+
+
+def test_every_way_keeps_its_budget_with_any_picture(
+    nano_bundle: Path, measured: Footprint, pictures: list[Path]
+) -> None:
+    generous = answered(nano_bundle, 2 << 30, *pictures)
+    assert generous.way == "together"
+    for way in WAYS:
+        # A few pages more or less are resident each time; the plan says what it makes of them.
+        tight = answered(nano_bundle, generous.peaks[way] + (1 << 20), *pictures)
+        assert tight.way == way
+        assert tight.peak <= generous.peaks[way] + (1 << 20)
+        assert tight.texts == generous.texts
+        assert 0.85 * tight.planned <= tight.peak <= tight.planned
+
+
+def test_the_peak_hardly_depends_on_the_picture(
+    nano_bundle: Path, measured: Footprint, pictures: list[Path]
+) -> None:
+    least = min(answered(nano_bundle, 2 << 30, pictures[0]).peaks.values()) + (1 << 20)
+    peaks = [answered(nano_bundle, least, picture).peak for picture in pictures[1:]]
+    assert max(peaks) <= 1.08 * min(peaks)
+
+
+def test_a_picture_that_does_not_fit_is_refused_before_it_is_decoded(
+    nano_bundle: Path, measured: Footprint, tmp_path: Path
+) -> None:
+    """A PNG can only be decoded whole."""
+    large = tmp_path / "large.png"
+    Image.fromarray(np.zeros((6000, 6000, 3), np.uint8)).save(large)
+    generous = answered(nano_bundle, 2 << 30)
+    budget = generous.peaks["one by one"] + memory().resident_bytes  # this process is larger than that one
+    with Session.open(nano_bundle, threads=1, memory_budget=budget, branches=("base",)) as session:
+        assert session.plan is not None
+        assert session.plan.picture_pixels < 36_000_000
+        before = memory().resident_bytes
+        with pytest.raises(ImageError, match=r"36\.0 would have to be held in memory"):
+            list(session.generate("What?", [large]))
+        assert memory().resident_bytes - before < 10 << 20
+
+
+def test_a_branch_that_was_not_planned_for_is_refused(
+    nano_bundle: Path, measured: Footprint, photo: Path
+) -> None:
+    with (
+        Session.open(nano_bundle, threads=1, memory_budget=4 << 30, branches=("base",)) as session,
+        pytest.raises(UsageError, match="large"),
+    ):
+        list(session.generate("What?", [photo], branch="large"))
+
+
+# What graphs take
+
+
+def test_each_graph_is_measured_cold_and_warm(nano_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(nano_bundle)
+    found = measure(bundle, threads=1)
+    names = [component.name for component in bundle.manifest.components]
+    assert [g.component for g in found.cold] == [g.component for g in found.warm] == names
+    assert {g.weight_cache for g in found.cold} == {"built"}
+    assert {g.weight_cache for g in found.warm} == {"reused"}
+    for graph, component in zip(found.warm, bundle.manifest.components, strict=True):
+        assert {s.name for s in graph.signatures} == {s.name for s in component.signatures}
+        assert graph.peak >= graph.in_use.total - (1 << 20)
+        assert sum(s.again.total for s in graph.signatures) < 1 << 20, "a second run takes nothing more"
+        # All of them leave the runtime's libraries behind, and nothing else.
+        assert abs(graph.left.total - found.libraries) < 3 << 20
+    weights = {c.name: c.file.bytes for c in bundle.manifest.components}
+    assert all(cost > 0.5 * weights[name] for name, cost in found.graphs().items())
+
+
+def test_what_was_measured_is_kept(
+    nano_bundle: Path, measured: Footprint, cache_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("it is measured again")
+
+    (kept,) = cache_home.glob("*.footprint.json")
+    with Session.open(nano_bundle, threads=1) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr("rpi_runtime.footprint.measure", refuse)
+            assert known(session.bundle, session.choice, 1, cache_home) == measured
+            with pytest.raises(AssertionError, match="again"):
+                known(session.bundle, session.choice, 2, cache_home)  # other threads, other arenas
+        kept.write_text(kept.read_text()[:50])
+        again = known(session.bundle, session.choice, 1, cache_home)
+    assert again.graphs().keys() == measured.graphs().keys()
+
+
+# The command line
+
+
+def toolkit(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "toolkit.cli", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_plan_shows_who_holds_what(nano_bundle: Path, measured: Footprint) -> None:
+    shown = toolkit("plan", nano_bundle, "--memory", "1GB", "--threads", 1)
+    assert shown.returncode == 0, shown.stderr
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    for words in ("vision_base", "keys and values", "graphs together", "head room"):
+        assert words in shown.stdout
+    data: dict[str, Any] = json.loads(
+        toolkit("plan", nano_bundle, "--memory", "1GB", "--threads", 1, "--json").stdout
+    )
+    assert data["budget"] == 1_000_000_000
+    assert data["peak"] == data["peaks"][data["way"]]
+    assert data["head_room"] == data["budget"] - data["peak"]
+    assert [phase["name"] for phase in data["phases"]][-1] == "decode"
+
+
+def test_run_keeps_a_budget_or_says_what_would_do(
+    nano_bundle: Path, measured: Footprint, photo: Path
+) -> None:
+    ask = ("run", nano_bundle, "--image", photo, "--prompt", "What?", "--max-new-tokens", 4, "--threads", 1)
+    refused = toolkit(*ask, "--memory", "40MB")
+    assert refused.returncode == 3
+    assert "a memory budget of 40 MB is too small: the least" in refused.stderr
+    least = int(refused.stderr.split("Give ")[1].split()[0])
+    done = toolkit(*ask, "--memory", f"{least + 2}MB", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["memory"]["peak_resident_bytes"] <= (least + 2) * 1_000_000
+    assert toolkit(*ask, "--memory", "lots").returncode == 2

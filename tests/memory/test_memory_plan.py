@@ -1,0 +1,133 @@
+"""The plan: which way is taken, what it says, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rpi_runtime.errors import ResourceError, UsageError
+from rpi_runtime.kernel import memory, memory_available
+from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE, VRC
+from rpi_runtime.memory_plan import WAYS, MemoryPlan, Needs, make_plan, parse_budget
+
+MB = 1_000_000
+NEEDS = Needs(
+    process=70 * MB,
+    graphs={VRC: 2 * MB, VISION_BASE: 24 * MB, VISION_LARGE: 27 * MB, DECODER: 20 * MB},
+    keys_and_values=2 * MB,
+    visual_tokens=MB,
+    picture=10 * MB,
+    host=MB,
+)
+sizes = st.integers(0, 10_000 * MB)
+
+
+@st.composite
+def any_needs(draw: st.DrawFn) -> Needs:
+    names = draw(st.sets(st.sampled_from([VRC, VISION_BASE, VISION_LARGE])))
+    vision = bool(names)
+    return Needs(
+        process=draw(st.integers(MB, 200 * MB)),
+        graphs={name: draw(sizes) for name in sorted({*names, DECODER})},
+        keys_and_values=draw(sizes),
+        visual_tokens=draw(sizes) if vision else 0,
+        picture=draw(st.integers(1, 100 * MB)) if vision else 0,
+        host=draw(sizes),
+    )
+
+
+def planned(budget: int) -> MemoryPlan:
+    return make_plan(budget, NEEDS)
+
+
+def test_the_fastest_way_that_fits_is_taken() -> None:
+    peaks = planned(1000 * MB).peaks
+    assert list(peaks) == list(WAYS)
+    for way, peak in peaks.items():
+        assert planned(peak).way == way
+        assert planned(peak).head_room == 0
+    assert planned(peaks["together"] - 1).way == "vision, then decoder"
+    assert planned(peaks["vision, then decoder"] - 1).way == "one by one"
+
+
+def test_together_everything_is_always_there() -> None:
+    for phase in planned(1000 * MB).phases:
+        assert phase.holds.keys() >= {*NEEDS.graphs, "process", "keys and values"}
+        assert phase.bytes == sum(phase.holds.values())
+
+
+def test_one_by_one_a_phase_holds_its_own_graph() -> None:
+    held = {
+        phase.name: set(phase.holds) & set(NEEDS.graphs)
+        for phase in planned(planned(1000 * MB).peaks["one by one"]).phases
+    }
+    assert held == {
+        "open picture": {DECODER},  # of the answer before
+        "route": {VRC},
+        "encode": {VISION_LARGE},  # the larger of the two
+        "prefill": {DECODER},
+        "decode": {DECODER},
+    }
+
+
+def test_a_budget_too_small_is_refused_with_the_smallest_that_would_do() -> None:
+    least = min(planned(1000 * MB).peaks.values())
+    with pytest.raises(ResourceError) as caught:
+        planned(least - 1)
+    assert f"a memory budget of {(least - 1) // MB} MB is too small" in caught.value.message
+    said = int(caught.value.remedy.split()[1])
+    assert planned(said * MB).way == "one by one"
+    assert "encode, where process takes 70 MB" in caught.value.message
+    assert "--context" in caught.value.remedy
+
+
+def test_what_is_left_bounds_pictures_that_cannot_be_scaled() -> None:
+    least = min(planned(1000 * MB).peaks.values())
+    pixels = [planned(least + more * MB).picture_pixels for more in (0, 10, 20)]
+    assert pixels[0] == NEEDS.picture // 4
+    assert pixels[1] - pixels[0] == pytest.approx(10 * MB / 1.03 / 4, abs=1)
+    assert planned(5000 * MB).picture_pixels == 50_000_000
+
+
+def test_text_alone_holds_no_picture() -> None:
+    text = dataclasses.replace(NEEDS, graphs={DECODER: 20 * MB}, picture=0, visual_tokens=0)
+    plan = make_plan(1000 * MB, text)
+    assert [phase.name for phase in plan.phases] == ["prefill", "decode"]
+    assert len(set(plan.peaks.values())) == 1
+
+
+@given(any_needs(), sizes)
+def test_a_plan_never_exceeds_its_budget_and_slower_ways_never_take_more(need: Needs, budget: int) -> None:
+    generous = make_plan(1 << 50, need)
+    together, apart, single = (generous.peaks[way] for way in WAYS)
+    assert together >= apart >= single
+    assert generous.peak >= max(phase.bytes for phase in generous.phases)
+    if budget >= single:
+        plan = make_plan(budget, need)
+        assert plan.peak <= budget
+        assert plan.way == next(way for way in WAYS if plan.peaks[way] <= budget)
+    else:
+        with pytest.raises(ResourceError):
+            make_plan(budget, need)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("512MB", 512_000_000), ("1.5 GB", 1_500_000_000), ("512MiB", 512 << 20), ("2gib", 2 << 30), ("77", 77)],
+)
+def test_sizes_are_read_as_they_are_written(text: str, count: int) -> None:
+    assert parse_budget(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "much", "-5MB", "5 XB", "1e3", "MB", "5MB5"])
+def test_what_is_no_size_is_told(text: str) -> None:
+    with pytest.raises(UsageError, match="is no size"):
+        parse_budget(text)
+
+
+def test_auto_is_what_there_is_with_a_margin() -> None:
+    free, _ = memory_available()
+    assert memory().resident_bytes < parse_budget("auto") < memory().resident_bytes + free
