@@ -55,17 +55,19 @@ class Figure:
 
 
 class Bench:
-    def __init__(self, checkpoint: Path, folder: Path, questions: int, image_router: Path | None) -> None:
+    def __init__(
+        self, checkpoint: Path, folder: Path, questions: int, image_router: Path | None = None
+    ) -> None:
         self.checkpoint, self.folder, self.image_router = checkpoint, folder, image_router
         self.data = folder / "panels"
         folder.mkdir(parents=True, exist_ok=True)
         if not self.data.exists():
-            self._toolkit("data", "make", self.data, "--split", "test", "--questions", questions)
+            self.toolkit("data", "make", self.data, "--split", "test", "--questions", questions)
 
     def bundle(self, checkpoint: Path, recipe: str) -> Path:
         bundle = self.folder / f"{checkpoint.name}-{recipe}"
         if not bundle.exists():
-            self._toolkit("convert", checkpoint, "-o", bundle, "--recipe", RECIPES[recipe])
+            self.toolkit("convert", checkpoint, "-o", bundle, "--recipe", RECIPES[recipe])
         return bundle
 
     def ask(self, models: list[Path], routes: list[str], branches: list[str]) -> dict[str, Arm]:
@@ -74,7 +76,7 @@ class Bench:
         options: list[object] = ["--data", self.data, "-o", answers]
         for flag, values in (("--route", routes), ("--branch", branches)):
             options += [part for value in values for part in (flag, value)]
-        self._toolkit("eval", *models, *options)
+        self.toolkit("eval", *models, *options)
         report = json.loads((answers / "report.json").read_text())
         return {f"{a['model']} {a['routing']} {a['branch']}": _arm(a) for a in report["arms"]}
 
@@ -119,7 +121,8 @@ class Bench:
         figures.append(Figure("same answers, device and PyTorch, fp32", 100 * agreement, 99.5))
         return arms, figures
 
-    def _toolkit(self, *arguments: object) -> None:
+    def toolkit(self, *arguments: object) -> None:
+        """Runs the command; raises `CalledProcessError` where it fails."""
         toolkit = shutil.which("toolkit", path=str(Path(sys.executable).parent)) or "toolkit"
         subprocess.run([toolkit, *map(str, arguments)], check=True)
 
