@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rpi_runtime.errors import UsageError
 from rpi_runtime.manifest import MANIFEST_FILE, VisionSpec
 from toolkit import report
+from toolkit.memory_view import memory_options
 
 if TYPE_CHECKING:
     from hypervl.model import HyperVL
@@ -31,8 +32,11 @@ class AskedModel:
     answerer: Callable[[Arm], Answerer]
 
 
-def open_models(paths: Sequence[Path], threads: int, max_new_tokens: int) -> list[AskedModel]:
-    """The models at `paths`, in their order, each once. No weights are loaded yet.
+def open_models(
+    paths: Sequence[Path], threads: int, max_new_tokens: int, memory: str | None = None
+) -> list[AskedModel]:
+    """The models at `paths`, in their order, each once. No weights are loaded yet. `memory` is the budget of
+    bundles, as `--memory` takes it.
 
     Raises `UsageError` for a checkpoint where PyTorch is not installed, `BundleError` and `CheckpointError`
     for folders that are neither or are damaged.
@@ -50,7 +54,7 @@ def open_models(paths: Sequence[Path], threads: int, max_new_tokens: int) -> lis
         )
     bundles = {path: Bundle.open(path) for path in paths if path not in checkpoints}
     return [
-        _bundle(names[path], bundles[path], threads, max_new_tokens)
+        _bundle(names[path], bundles[path], threads, max_new_tokens, memory)
         if path in bundles
         else _checkpoint(names[path], path, list(bundles.values()), threads, max_new_tokens)
         for path in paths
@@ -61,12 +65,12 @@ def _is_checkpoint(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file() and not (path / MANIFEST_FILE).exists()
 
 
-def _bundle(name: str, bundle: Bundle, threads: int, max_new_tokens: int) -> AskedModel:
+def _bundle(name: str, bundle: Bundle, threads: int, max_new_tokens: int, memory: str | None) -> AskedModel:
     from rpi_runtime.session import Session
     from vqa.evaluate import BundleAnswerer, check_bundle
 
     def answerer(arm: Arm) -> Answerer:
-        session = Session.open(bundle, threads=threads)
+        session = Session.open(bundle, threads=threads, **memory_options(memory, arm.branch))
         return BundleAnswerer(session, arm.routing, arm.branch, max_new_tokens)
 
     # The manifest has the sha256 of every other file.

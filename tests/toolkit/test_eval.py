@@ -159,6 +159,18 @@ def _repeated(data: Path, folder: Path, times: int) -> Path:
     return folder
 
 
+def test_a_budget_is_kept_by_every_arm_or_refused(evaluate: Toolkit, nano_bundle: Path) -> None:
+    ways = [nano_bundle, "--route", "fixed:0.25", "--limit", "2", "--json"]
+    free = json.loads(evaluate(*ways).stdout)
+    refused = evaluate(*ways, "--memory", "50MB")
+    assert refused.returncode == 3
+    assert "a memory budget of 50 MB is too small" in refused.stderr
+    least = int(refused.stderr.split("Give ")[1].split()[0]) + 4
+    kept = json.loads(evaluate(*ways, "--memory", f"{least}MB").stdout)
+    assert kept["arms"][0]["cost"]["peak_resident_bytes"] <= least * 1_000_000
+    assert kept["arms"][0]["scores"] == free["arms"][0]["scores"]
+
+
 def test_a_required_accuracy_is_a_check(evaluate: Toolkit, nano_bundle: Path) -> None:
     assert evaluate(nano_bundle, "--limit", "1", "--min-accuracy", "0").returncode == 0
     done = evaluate(nano_bundle, "--limit", "1", "--min-accuracy", "0.92")

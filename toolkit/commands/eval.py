@@ -54,6 +54,7 @@ def evaluate(
         ),
     ] = None,
     max_new_tokens: opt.MaxNewTokens = 32,
+    memory: opt.Memory = None,
     threads: opt.Threads = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -74,7 +75,7 @@ def evaluate(
     whole = Dataset.read(data)
     dataset = first_questions(whole, limit) if limit else whole
     threads = threads or default_threads()
-    opened = open_models(models, threads, max_new_tokens)
+    opened = open_models(models, threads, max_new_tokens, memory)
     arms = _arms(opened, route or ["tile"], branch or ["base"])
     ledger = Ledger()
     if output is not None:
