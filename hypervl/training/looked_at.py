@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -26,6 +28,7 @@ from hypervl.training.feed import AHEAD, Feed
 from hypervl.training.targets import FIELDS, IGNORE
 from hypervl.training.together import threads
 from hypervl.vision import VisionBranch
+from rpi_runtime.errors import EdgeError
 from vqa.panels.questions import Asked
 
 # Until this share of the training, this share of the background's tokens is kept.
@@ -62,14 +65,20 @@ class LookedAt:
 
     @classmethod
     def load(cls, file: Path) -> LookedAt:
-        with np.load(file) as stored:
-            arrays = {name: stored[name] for name in (*_FILL, "points", "facts")}
-            questions = tuple(
-                tuple(Asked(**{**asked, "subjects": tuple(asked["subjects"])}) for asked in row)
-                for row in json.loads(str(stored["questions"]))
-            )
-            batch = AnswerBatch(tiles=(), dense=(), questions=questions, **arrays)
-            return cls(batch, stored["tokens"], stored["kinds"])
+        """Raises `EdgeError` for a file that is gone or damaged."""
+        try:
+            with np.load(file) as stored:
+                arrays = {name: stored[name] for name in (*_FILL, "points", "facts")}
+                questions = tuple(
+                    tuple(Asked(**{**asked, "subjects": tuple(asked["subjects"])}) for asked in row)
+                    for row in json.loads(str(stored["questions"]))
+                )
+                batch = AnswerBatch(tiles=(), dense=(), questions=questions, **arrays)
+                return cls(batch, stored["tokens"], stored["kinds"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise EdgeError(
+                f"{file} cannot be read: {error}", "Remove it and start again: it will be made anew."
+            ) from None
 
 
 @dataclass(frozen=True)

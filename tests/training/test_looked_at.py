@@ -18,6 +18,7 @@ from hypervl.training.answers import read_answers, sees, visual_tokens
 from hypervl.training.batched_decoder import hidden_states
 from hypervl.training.looked_at import KEPT, LookedAt, LookedAtSource, look_at_all, thinned
 from hypervl.training.targets import FIELDS, IGNORE, Cells, showing
+from rpi_runtime.errors import EdgeError
 from tests.converters.tiny import CONFIG
 from vqa.panels.questions import VALUE_TYPES
 
@@ -96,6 +97,19 @@ def test_a_file_gives_back_what_was_saved(looked: LookedAt, tmp_path: Path) -> N
         np.testing.assert_array_equal(getattr(again.batch, name), getattr(looked.batch, name))
     assert again.batch.questions == looked.batch.questions
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("length", [None, 0, 30, 3000])
+def test_a_file_that_is_gone_or_cut_is_named(looked: LookedAt, tmp_path: Path, length: int | None) -> None:
+    file = tmp_path / "0.npz"
+    looked.save(file)
+    if length is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(EdgeError, match=r"0\.npz cannot be read") as caught:
+        LookedAt.load(file)
+    assert "made anew" in caught.value.remedy
 
 
 @pytest.mark.parametrize("kept", [0.05, 0.3])
