@@ -21,7 +21,7 @@ from rich.table import Table
 from benchmarks.reference_model import FULL, Arm, Bench
 from hypervl.checkpoint import Checkpoint, save
 from hypervl.training.consistency import CONSISTENCIES
-from hypervl.training.panel_job import begin_base_branch
+from hypervl.training.stages import begin_base_branch
 
 
 def begin(bench: Bench) -> Path:

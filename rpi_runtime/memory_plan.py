@@ -133,8 +133,8 @@ def make_plan(budget: int, need: Needs) -> MemoryPlan:
         fullest = max(phases[least], key=lambda phase: phase.bytes)
         most = max(fullest.holds, key=lambda who: fullest.holds[who])
         raise ResourceError(
-            f"a memory budget of {budget // 10**6:,} MB is too small: the least that this bundle can do with is "
-            f"{_mb(peaks[least])} ({fullest.name}, where {most} takes {_mb(fullest.holds[most])})",
+            f"a memory budget of {budget // 10**6:,} MB is too small: the least that this bundle can do "
+            f"with is {_mb(peaks[least])} ({fullest.name}, where {most} takes {_mb(fullest.holds[most])})",
             f"Give {_mb(peaks[least])} or more, or convert for less: a smaller --context, fewer or smaller "
             "--tile-sides, a recipe with fewer bits.",
         )

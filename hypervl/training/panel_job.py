@@ -88,8 +88,14 @@ def train_base(
     begin_decoder(model)
 
     shop = _workshop(model, options)
-    tasks = (stages.primer(shop), stages.dense(shop), stages.answers(shop), stages.joint(shop))
-    return _run(f"base {name}", shop, tasks, text_files, options, on_step, begin_base_branch)
+    tasks = (
+        stages.primer(shop),
+        stages.dense(shop),
+        stages.answers(shop),
+        stages.joint(shop),
+        stages.dense_base(shop),
+    )
+    return _run(f"base {name}", shop, tasks, text_files, options, on_step)
 
 
 def train_further(
@@ -113,8 +119,9 @@ def train_further(
         stages.dense_again(shop),
         stages.answers_again(shop),
         stages.joint(shop),
+        stages.dense_base(shop),
     )
-    return _run("further", shop, tasks, opened.text_files, options, on_step, begin_base_branch)
+    return _run("further", shop, tasks, opened.text_files, options, on_step)
 
 
 def train_decoder(
@@ -156,22 +163,6 @@ def begin_decoder(model: HyperVL) -> None:
             torch.nn.init.constant_(weight, _QK_NORM)
 
 
-def begin_base_branch(model: HyperVL) -> None:
-    """Makes the base branch a copy of the large one with evenly spaced layers of it (as DistilBERT begins,
-    Sanh et al. 2019)."""
-    base, large = model.vision_base, model.vision_large
-    step = len(large.encoder.layers) / len(base.encoder.layers)
-    own = base.state_dict()
-    for name in own:
-        source = name
-        if name.startswith(_LAYERS):
-            number, _, rest = name.removeprefix(_LAYERS).partition(".")
-            source = f"{_LAYERS}{int(int(number) * step)}.{rest}"
-        own[name] = large.state_dict()[source]
-    base.load_state_dict(own)
-
-
-_LAYERS = "encoder.layers."
 _QK_NORM = 2.0
 
 
@@ -234,19 +225,17 @@ def _run(
     text_files: TextFiles,
     options: PanelOptions,
     on_step: OnStep,
-    finish: Callable[[HyperVL], None] = lambda model: None,
 ) -> TrainingRecord:
     device = shop.device
     records, curves = [], []
     with workers(options.workers) as pool:
         for task in tasks:
-            if task.prepare:
+            if task.prepare is not None:
                 task.prepare(pool, partial(_show_pictures, on_step, task.name))
             result = train(task, options.work, pool, device, partial(on_step, task.name))
             final = {k: v for k, v in result.history[-1].items() if k not in ("step", "level")}
             records.append(StageRecord(task.name, task.schedule.steps, result.seconds, final))
             curves.append(draw_stage(task.name, result.history, options.work / f"{task.name}.png"))
-    finish(shop.model)
     save(shop.model.cpu().eval(), options.output, text_files, dtype=options.dtype, replace=options.replace)
     record = TrainingRecord(
         output=options.output,

@@ -4,11 +4,13 @@
 2. `dense`: the large branch learns to read panels, one answer per patch and per visual token.
 3. `answers`: the decoder learns to answer from the large branch's visual tokens.
 4. `joint`: the large branch and the decoder together.
-5. `dcl`: the base branch, which begins as every other layer of the large one, under the same decoder.
+5. `dense`, of the base branch, which begins as every other layer of the large one.
+6. `dcl`: the base branch under the same decoder.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -49,15 +51,17 @@ FRESH_HEADS = Schedule(150, 1.4e-3, batches=2)
 DENSE_AGAIN = Schedule(1700, 8e-4, 2.4e-3, warmup=50, batches=2)
 ANSWERS_AGAIN = Schedule(1000, 1e-3, 3e-3, warmup=30, batches=2)
 DENSE = Schedule(3200, 1e-3, 3e-3, batches=2)
-ANSWERS = Schedule(1150, 1.4e-3, 4e-3, warmup=50, batches=2)
+ANSWERS = Schedule(1050, 1.4e-3, 4e-3, warmup=50, batches=2)
 JOINT = Schedule(400, 5e-4, 1.5e-3, warmup=20, batches=2)
-DCL = Schedule(220, 7e-4, 2e-3, warmup=20, batches=2)
+DENSE_BASE = Schedule(600, 8e-4, 2.4e-3, warmup=30, batches=2)
+DCL = Schedule(300, 7e-4, 2e-3, warmup=20, batches=2)
 _DENSE_LEVELS = Curriculum("read", (0.3, 0.4))
 LOOKED_AT = 700  # batches of pictures for the decoder, which goes through them several times
 _TILES_PER_FILE = 10
 DENSE_WEIGHT = 0.2  # of the dense loss, a sum over many fields, beside that of the answers
 _TOP = len(LEVELS) - 1
 _HEADS = ("heads",)
+_LAYERS = "encoder.layers."
 
 
 @dataclass(frozen=True)
@@ -135,17 +139,63 @@ def primer(shop: Workshop) -> Task:
 
 
 def dense(shop: Workshop) -> Task:
+    return _dense(shop, "vision_large", shop.heads, DENSE, _DENSE_LEVELS, 0)
+
+
+def _dense(
+    shop: Workshop,
+    branch: str,
+    heads: DenseHeads,
+    schedule: Schedule,
+    levels: Curriculum,
+    first_level: int,
+) -> Task:
     device = shop.device
     source = DenseSource(vision_spec(shop.config), Cells.of(shop.config.vision_large), seed=shop.seed)
 
     def loss(modules: Modules, batch: DenseBatch) -> tuple[Tensor, dict[str, Tensor]]:
         images = torch.from_numpy(batch.images).to(device).float() / 255
-        look = look_at(_branch(modules, "vision_large"), images)
+        look = look_at(_branch(modules, branch), images)
         return dense_loss(_heads(modules), look, batch.targets)
 
-    modules = {"vision_large": shop.model.vision_large, "heads": shop.heads}
-    schedule = shop.schedule(DENSE)
-    return Task("dense_large", modules, source, loss, schedule, _DENSE_LEVELS, classifiers=_HEADS)
+    return Task(
+        branch.replace("vision", "dense"),
+        {branch: getattr(shop.model, branch), "heads": heads},
+        source,
+        loss,
+        shop.schedule(schedule),
+        levels,
+        first_level,
+        classifiers=_HEADS,
+    )
+
+
+def dense_base(shop: Workshop) -> Task:
+    """The base branch begins as every other layer of the large one, and learns to read with fewer. Its visual
+    tokens still mean what the large one's do: the heads are copies of those that read them."""
+    heads = copy.deepcopy(shop.heads)
+
+    def begin(pool: ProcessPoolExecutor | None, on_file: Callable[[int, int], None]) -> None:
+        begin_base_branch(shop.model)
+        heads.load_state_dict(shop.heads.state_dict())
+
+    task = _dense(shop, "vision_base", heads, DENSE_BASE, Curriculum(), _TOP)
+    return replace(task, prepare=begin)
+
+
+def begin_base_branch(model: HyperVL) -> None:
+    """Makes the base branch a copy of the large one with evenly spaced layers of it (as DistilBERT begins,
+    Sanh et al. 2019)."""
+    base, large = model.vision_base, model.vision_large
+    step = len(large.encoder.layers) / len(base.encoder.layers)
+    own = base.state_dict()
+    for name in own:
+        source = name
+        if name.startswith(_LAYERS):
+            number, _, rest = name.removeprefix(_LAYERS).partition(".")
+            source = f"{_LAYERS}{int(int(number) * step)}.{rest}"
+        own[name] = large.state_dict()[source]
+    base.load_state_dict(own)
 
 
 def fresh_heads(shop: Workshop) -> Task:

@@ -20,6 +20,7 @@ from hypervl.training.panel_job import (
     train_decoder,
     train_further,
 )
+from hypervl.training.stages import begin_base_branch
 from rpi_runtime.errors import UsageError
 from tests.conftest import MakeOnce
 from tests.converters.tiny import CONFIG
@@ -45,7 +46,7 @@ def trained(make_once: MakeOnce) -> Path:
 def test_all_stages_run_and_leave_a_record_and_curves(trained: Path) -> None:
     record = json.loads((trained / "base.work" / "base.json").read_text())
     stages = [stage["stage"] for stage in record["stages"]]
-    assert stages == ["primer_large", "dense_large", "answers", "joint"]
+    assert stages == ["primer_large", "dense_large", "answers", "joint", "dense_base"]
     assert all(stage["steps"] >= 1 and stage["metrics"]["loss"] > 0 for stage in record["stages"])
     assert {"torch", "numpy", "hypervl-edge"} <= record["versions"].keys()
     assert record["seed"] == 0
@@ -117,16 +118,36 @@ def test_unknown_names_are_answered_with_the_nearest(trained: Path, tmp_path: Pa
 
 
 def test_the_base_branch_begins_as_every_other_layer_of_the_large_one(trained: Path) -> None:
-    tensors = Checkpoint.open(trained / "base").load("")
+    model = Checkpoint.open(trained / "base").load_model()
+    begin_base_branch(model)
+    tensors = model.state_dict()
     for name, tensor in tensors.items():
         if name.startswith("vision_base."):
             other = name.replace("vision_base", "vision_large").replace(".layers.1.", ".layers.2.")
             assert torch.equal(tensor, tensors[other]), name
 
 
+def test_and_then_learns_to_read_with_them(trained: Path) -> None:
+    opened = Checkpoint.open(trained / "base")
+    begun = opened.load_model()
+    begin_base_branch(begun)
+    learned = opened.load_model().vision_base.state_dict()
+    start = begun.vision_base.state_dict()
+    floats = [name for name in start if start[name].is_floating_point()]
+    moved = {name: float((learned[name] - start[name]).abs().max()) for name in floats}
+    assert max(moved.values()) < 0.1, "it begins there and nowhere else"
+    assert sum(change > 0 for change in moved.values()) > 0.5 * len(moved)
+
+
 def test_a_checkpoint_is_trained_further(trained: Path, tmp_path: Path) -> None:
     record = train_further(trained / "base", dataclasses.replace(options(tmp_path, "more"), seed=1))
-    assert [stage.stage for stage in record.stages] == ["heads", "dense_large", "answers", "joint"]
+    assert [stage.stage for stage in record.stages] == [
+        "heads",
+        "dense_large",
+        "answers",
+        "joint",
+        "dense_base",
+    ]
     before, after = Checkpoint.open(trained / "base"), Checkpoint.open(tmp_path / "more")
     assert before.config == after.config
     changed = {n.split(".")[0] for n in before.tensors if not torch.equal(before.tensor(n), after.tensor(n))}
