@@ -15,7 +15,7 @@ from vqa.panels.panel import make_panel
 
 DEMO, MODEL = Path("demo"), Path("models/nano")
 PANEL = 2  # of the test split
-QUESTION, ANSWER = "Is TRIP B on or off?", "on"
+QUESTION, ANSWER = "What does OIL read?", "30 °C"
 COMMANDS = (
     f"toolkit convert {MODEL} -o demo/bundle",
     f"toolkit run demo/bundle --image demo/panel.png --prompt {shlex.quote(QUESTION)} "
