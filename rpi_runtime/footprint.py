@@ -106,7 +106,7 @@ def known(bundle: Bundle, choice: BackendChoice, threads: int, folder: Path | No
     told = [to_json(bundle.manifest), choice.package, choice.version, choice.name, threads]
     told.append(dataclasses.astuple(cpu_features()))
     key = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:32]
-    file = folder / f"{key}.footprint.json" if folder else None
+    file = folder / f"{key}.footprint" if folder else None
     if file is not None:
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             return _footprint(json.loads(file.read_text()))

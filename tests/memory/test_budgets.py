@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rpi_runtime.backends.weight_cache import entries
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import ImageError, UsageError
 from rpi_runtime.footprint import Footprint, known, measure
@@ -155,7 +156,8 @@ def test_what_was_measured_is_kept(
     def refuse(*_: object) -> None:
         raise AssertionError("it is measured again")
 
-    (kept,) = cache_home.glob("*.footprint.json")
+    (kept,) = cache_home.glob("*.footprint")
+    assert kept.stem not in {entry.key for entry in entries(cache_home)}, "it is no packed weights"
     with Session.open(nano_bundle, threads=1) as session:
         with monkeypatch.context() as patch:
             patch.setattr("rpi_runtime.footprint.measure", refuse)
