@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from delegates.cpu import cpu_features
-from rpi_runtime.backends.base import BackendChoice, Graph, Runner, SharedInputs
+from rpi_runtime.backends.base import BackendChoice, Graph, SharedInputs
 from rpi_runtime.backends.select import default_threads, open_graph
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import EdgeError, ResourceError
@@ -112,9 +112,8 @@ def known(bundle: Bundle, choice: BackendChoice, threads: int, folder: Path | No
             return _footprint(json.loads(file.read_text()))
     found = measure(bundle, choice.name, threads)
     if file is not None:
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk, or a folder of somebody else: measured again next time
+        # A full disk, or a folder of somebody else: it is measured again next time.
+        with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(f".{os.getpid()}.partial")
             partial.write_text(json.dumps(dataclasses.asdict(found)))
@@ -159,8 +158,8 @@ def _in_a_process(folder: Path, component: str, backend: str, threads: int, cach
     ]
     command += ["--backend", backend, "--threads", str(threads)]
     root = str(Path(__file__).resolve().parent.parent)
-    known = os.environ.get("PYTHONPATH")
-    environment = {**os.environ, "PYTHONPATH": root + (os.pathsep + known if known else "")}
+    theirs = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": root + (os.pathsep + theirs if theirs else "")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
@@ -233,7 +232,7 @@ def _run_all(
         account.taken()  # the inputs are the host's
         times = []
         for _ in range(2):
-            _run(runner, inputs)
+            runner.run(inputs)
             times.append(account.taken())
         yield SignatureFootprint(name, *times)
 
@@ -241,10 +240,6 @@ def _run_all(
 def _zeros(signature: Signature, shared: SharedInputs | None) -> dict[str, np.ndarray]:
     bound = shared.shapes if shared else {}
     return {t.name: np.zeros(t.shape, t.dtype) for t in signature.inputs if t.name not in bound}
-
-
-def _run(runner: Runner, inputs: dict[str, np.ndarray]) -> None:
-    runner.run(inputs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

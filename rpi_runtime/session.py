@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rpi_runtime.backends.base import BackendChoice, Graph
 from rpi_runtime.backends.select import choose, default_threads, open_graph
@@ -18,17 +19,18 @@ from rpi_runtime.decoder import Decoder
 from rpi_runtime.embedding import EmbeddingTable
 from rpi_runtime.encoder import BRANCHES, Encoder
 from rpi_runtime.errors import UsageError
-from rpi_runtime.footprint import known
 from rpi_runtime.generation import Generation, Options, Progress, Turn
 from rpi_runtime.graphs import TOGETHER, Graphs, Residency
 from rpi_runtime.images import MAX_DECODED_PIXELS, Source
 from rpi_runtime.kernel import memory
 from rpi_runtime.manifest import DECODER, DecoderSpec, Embedding, Manifest
-from rpi_runtime.memory_plan import MemoryPlan, make_plan, needs
 from rpi_runtime.prompt import ImageSlot, Item, Part, Position
 from rpi_runtime.routing import Routing
 from rpi_runtime.sampling import Sampling
 from rpi_runtime.tokenizer import TextCodec
+
+if TYPE_CHECKING:
+    from rpi_runtime.memory_plan import MemoryPlan
 
 _MOST_THREADS = 256  # the native thread pool crashes on some tens of thousands
 
@@ -254,6 +256,10 @@ class Session:
 
     def _keep_to(self, budget: int) -> None:
         """Plans for `budget`. What every answer needs is loaded first, so that it counts."""
+        # Only a budget needs them, and they bring subprocess, argparse and tempfile.
+        from rpi_runtime.footprint import known
+        from rpi_runtime.memory_plan import make_plan, needs
+
         _ = self.codec
         folder = self._cache_folder or default_folder()
         footprint = known(self.bundle, self.choice, self.threads, folder)

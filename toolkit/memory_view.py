@@ -14,9 +14,10 @@ def memory_options(memory: str | None, branch: str) -> dict[str, Any]:
     """Arguments of `Session.open` for `--memory` and `--branch`. Raises `UsageError`."""
     if memory is None:
         return {}
+    from rpi_runtime.encoder import BRANCHES
     from rpi_runtime.memory_plan import parse_budget
 
-    branches = (branch,) if branch in ("base", "large") else ("base", "large")
+    branches = (branch,) if branch in BRANCHES else tuple(BRANCHES)
     return {"memory_budget": parse_budget(memory), "branches": branches}
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from hypervl.training.panel_data import LEVELS
-from hypervl.training.targets import FIELDS, IGNORE, Cells, DenseTargets, showing
+from hypervl.training.targets import FIELDS, IGNORE, Cells, DenseTargets, showing, token_rows
 from hypervl.training.tile_bytes import cut_bytes
 from rpi_runtime.images import open_image
 from rpi_runtime.manifest import ImageTokens, VisionSpec
@@ -131,10 +131,6 @@ class _Sample:
     def tokens(self) -> int:
         return len(self.prefix) + sum(len(q) + len(a) - 1 for q, a in self.blocks)
 
-    def shown(self) -> np.ndarray:
-        """[visual tokens, fields] what each visual token of the picture shows."""
-        return np.concatenate([d.tokens.reshape(-1, d.tokens.shape[-1]) for d in self.dense])
-
 
 def _flat(runs: Sequence[Run], sides: Sequence[int], spec: VisionSpec) -> list[int]:
     """Token ids in order; visual token n of the picture is -1 - n."""
@@ -210,7 +206,7 @@ def _stack(samples: Sequence[_Sample], spec: VisionSpec) -> AnswerBatch:
 
 def _points(row: int, sample: _Sample) -> Iterator[tuple[tuple[int, int, int], np.ndarray]]:
     """(row, segment, position) of each visual token that shows what a question asks for, and its facts."""
-    shown = sample.shown()
+    shown = token_rows(sample.dense)
     position = {-1 - item: i for i, item in enumerate(sample.prefix) if item < 0}
     for number, asked in enumerate(sample.asked, 1):
         for subject in asked.subjects:

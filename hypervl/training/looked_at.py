@@ -25,7 +25,7 @@ import torch
 from hypervl.training.answer_data import AnswerBatch, AnswerSource
 from hypervl.training.answers import visual_tokens
 from hypervl.training.feed import AHEAD, Feed
-from hypervl.training.targets import FIELDS, IGNORE
+from hypervl.training.targets import FIELDS, IGNORE, token_rows
 from hypervl.training.together import threads
 from hypervl.vision import VisionBranch
 from rpi_runtime.errors import EdgeError
@@ -49,7 +49,7 @@ class LookedAt:
     def of(cls, branch: VisionBranch, batch: AnswerBatch, device: torch.device) -> LookedAt:
         with torch.no_grad():
             visual = visual_tokens(branch, batch, device).half().cpu().numpy()
-        shown = np.concatenate([d.tokens.reshape(-1, d.tokens.shape[-1]) for d in batch.dense])
+        shown = token_rows(batch.dense)
         kinds = np.where(shown[:, _FIELD["kind"]] > 0, _ELEMENT, _BACKGROUND)
         kinds[shown[:, _FIELD["middle"]] == 1] = _MIDDLE
         return cls(replace(batch, tiles=(), dense=()), visual, kinds.astype(np.uint8))

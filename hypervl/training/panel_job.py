@@ -32,7 +32,6 @@ from rpi_runtime.errors import CheckpointError, UsageError, nearest
 from vqa.panels.vocabulary import DATA_VERSION
 
 OnStep = Callable[[str, Step], None]
-_TOKENIZER_FOLDER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def train_base(
     config = preset(name)
     _check_branches(config)
     _claim(options, {"preset": name, "config": config.to_dict()})
-    text_files = _tokenizer(options.work / _TOKENIZER_FOLDER, config.decoder.vocab_size)
+    text_files = _tokenizer(options.work / stages.TOKENIZER_FOLDER, config.decoder.vocab_size)
     check_text(config, text_files)
     model = build(config, options.seed)
     initialise_positions(model.vision_large)
@@ -208,7 +207,7 @@ def _show_pictures(on_step: OnStep, stage: str, done: int, of: int) -> None:
 
 
 def _copy_tokenizer(opened: Checkpoint, options: PanelOptions) -> None:
-    folder = options.work / _TOKENIZER_FOLDER
+    folder = options.work / stages.TOKENIZER_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     opened.text_files.write(folder)
 

@@ -61,6 +61,7 @@ _TILES_PER_FILE = 10
 DENSE_WEIGHT = 0.2  # of the dense loss, a sum over many fields, beside that of the answers
 _TOP = len(LEVELS) - 1
 _HEADS = ("heads",)
+TOKENIZER_FOLDER = "tokenizer"  # in the work folder
 _LAYERS = "encoder.layers."
 
 
@@ -92,7 +93,7 @@ class Workshop:
     @property
     def tokenizer(self) -> Path:
         """Folder with the checkpoint's tokenizer."""
-        return self.work / "tokenizer"
+        return self.work / TOKENIZER_FOLDER
 
     @property
     def config(self) -> HyperVLConfig:

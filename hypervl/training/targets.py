@@ -109,6 +109,11 @@ class DenseTargets:
         return cls(*(np.concatenate([vars(p)[f.name] for p in parts]) for f in dataclasses.fields(cls)))
 
 
+def token_rows(parts: Sequence[DenseTargets]) -> np.ndarray:
+    """[visual tokens, fields] of the tiles of `parts`, one after the other."""
+    return np.concatenate([part.tokens.reshape(-1, part.tokens.shape[-1]) for part in parts])
+
+
 @dataclass(frozen=True)
 class Place:
     """From picture px to px of the encoded tile."""
