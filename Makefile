@@ -23,13 +23,14 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch first and alone: later packages then find it satisfied and do not bring a CUDA build.
+# torch first and alone: later packages then find it satisfied and do not bring a CUDA build. Setuptools warns in a box
+# of twelve lines that an editable install is one.
 $(STAMP): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; choose one with make PYTHON=python3.12 (3.11 to 3.13)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q torch==2.13.0
-	$(BIN)/python -m pip install -q -e ".[dev]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -e ".[dev]"
 	@touch $@
 
 clean:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hypervl.config import HyperVLConfig
 from hypervl.model import HyperVL, component, named_tensors
-from hypervl.new_folder import new_folder
+from hypervl.new_folder import check_target, new_folder
 from hypervl.safetensors_files import Stored, TensorFiles, write_tensors
 from hypervl.safetensors_header import INDEX_FILE, first_few
 from hypervl.text_files import TEXT_FILES, TextFiles, as_json, read_json
@@ -56,6 +56,10 @@ class Checkpoint:
         folder = Path(folder)
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such folder", "Build a checkpoint with `toolkit assemble`.")
+        if (folder / "manifest.json").exists() and not (folder / CONFIG_FILE).exists():
+            raise CheckpointError(
+                f"{folder}: is a bundle, not a checkpoint", "Name the checkpoint that it was converted from."
+            )
         config = HyperVLConfig.from_dict(read_json(folder / CONFIG_FILE))
         text_files = TextFiles.read(folder)
         check_text(config, text_files)
@@ -196,6 +200,11 @@ def write(
         (scratch / PREPROCESSOR_FILE).write_bytes(as_json(_preprocessor(config)))
         text_files.write(scratch)
         write_tensors(scratch, expected, cast, shard_bytes)
+
+
+def check_output(folder: Path, *, replace: bool) -> None:
+    """Raises the `UsageError` of `write` for a folder that is there, before anything was computed."""
+    check_target(folder.absolute(), replace=replace, ours=_is_ours)
 
 
 def expected_tensors(config: HyperVLConfig) -> dict[str, Tensor]:

@@ -26,10 +26,7 @@ def new_folder(
     """
     target = target.absolute()
     exists = os.path.lexists(target)
-    if exists and not replace:
-        raise UsageError(f"{target} exists already", "Choose another name, or replace it with --force.")
-    if exists:
-        _refuse_foreign(target, ours)
+    check_target(target, replace=replace, ours=ours)
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < needed_bytes:
@@ -53,6 +50,14 @@ def new_folder(
     finally:
         # Behind an exchange this is the old folder.
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_target(target: Path, *, replace: bool, ours: Callable[[str], bool]) -> None:
+    """Raises `UsageError` for a target that `new_folder` would refuse: to be asked before hours of work."""
+    if os.path.lexists(target):
+        if not replace:
+            raise UsageError(f"{target} exists already", "Choose another name, or replace it with --force.")
+        _refuse_foreign(target, ours)
 
 
 def _refuse_foreign(target: Path, ours: Callable[[str], bool]) -> None:

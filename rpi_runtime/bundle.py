@@ -50,9 +50,12 @@ class Bundle:
         folder = Path(path)
         _need_bundle_folder(folder)
         text = _read_manifest(folder)
-        bundle = cls(folder, from_json(text))
+        try:
+            bundle = cls(folder, from_json(text))
+        except BundleError as error:
+            raise BundleError(f"{folder}: {error.message}", error.remedy) from None
         for problem in _contradictions(bundle.manifest):
-            raise BundleError(f"{MANIFEST_FILE}: {problem}", _AGAIN)
+            raise BundleError(f"{folder}: {MANIFEST_FILE}: {problem}", _AGAIN)
         for entry in bundle.manifest.files():
             _need_inside(entry.path)
         if verify:

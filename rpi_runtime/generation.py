@@ -282,7 +282,7 @@ def _need_room(prompt: Prompt, slots: int) -> None:
         return
     text = prompt.tokens - prompt.visual_tokens
     remedy = "Shorten it, or start a new conversation, or convert with a larger --context."
-    if prompt.visual_tokens:
+    if prompt.visual_tokens and text < slots:
         remedy = (
             "Use fewer pictures or a smaller scale (routing fixed:0.5 or less), or convert with fewer tiles "
             "or a larger --context."

@@ -16,6 +16,7 @@ import pytest
 import skimage.data
 import torch
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from converters.convert import convert
@@ -33,6 +34,9 @@ from rpi_runtime.tiling import cut, tile_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 TILE_SIDES = (192, 64)  # px, of `nano_bundle`
+# How long a test takes depends on who else uses the machine.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 torch.set_num_threads(1)  # for models this small a second thread costs more than the work
 
 

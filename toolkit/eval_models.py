@@ -43,6 +43,9 @@ def open_models(
     """
     from rpi_runtime.bundle import Bundle
 
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path}: no such folder", "Name bundles or checkpoints.")
     paths = list({path.resolve(): path for path in paths}.values())
     same_name = Counter(path.absolute().name for path in paths)
     names = {p: p.absolute().name if same_name[p.absolute().name] == 1 else str(p) for p in paths}

@@ -75,6 +75,11 @@ def pairs(title: str, rows: Iterable[tuple[str, object]]) -> None:
     out.print(drawn)
 
 
+def count(number: int, what: str) -> str:
+    """ "1 picture", "2,000 pictures"."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def print_json(value: Any) -> None:
     """`value` (a dataclass or plain data) as JSON on stdout."""
     sys.stdout.write(json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")

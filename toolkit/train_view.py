@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 
 
 class TrainProgress:
-    """A context manager; pass its `show` as `on_progress`. Draws nothing where stderr is not a terminal."""
+    """A context manager; pass its `show` as `on_progress`. Draws nothing where stderr is not a terminal.
 
-    def __init__(self) -> None:
+    Ctrl-C ends in a message with `stopped` as what to do next.
+    """
+
+    def __init__(self, stopped: str) -> None:
+        self._stopped = stopped
         self._bar = Progress(
             TextColumn("{task.description:>21}"),
             BarColumn(bar_width=16),
@@ -52,3 +56,5 @@ class TrainProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+        if kind is KeyboardInterrupt:
+            report.error("stopped by Ctrl-C", self._stopped)

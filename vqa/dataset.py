@@ -6,8 +6,8 @@ One JSON object per line:
      "type": "read", "text_px": 17.5, "id": "000017-3"}
 
 `image` is a path inside the folder. `type` groups questions in a report; `text_px` is the height, in px of
-the picture as the file has it, of what must be read to answer; `id` names the question. Those three may be
-left out.
+the picture as the file has it, of what must be read to answer; `id` names the question, by default its line.
+Those three may be left out.
 """
 
 from __future__ import annotations
@@ -50,21 +50,25 @@ class Dataset:
         if not source.is_file():
             raise UsageError(f"{folder} has no {QUESTIONS_FILE}", _REMEDY)
         try:
-            lines = source.read_text(encoding="utf-8").splitlines()
+            lines = source.read_text(encoding="utf-8-sig").splitlines()  # with or without a mark of order
         except UnicodeDecodeError:
             raise UsageError(f"{source} is not UTF-8 text", _REMEDY) from None
-        questions = [
-            _question(folder, line, f"{source}:{number}")
+        questions = {
+            number: _question(folder, line, f"{source}:{number}")
             for number, line in enumerate(lines, 1)
             if line.strip()
-        ]
+        }
         if not questions:
             raise UsageError(f"{source} holds no question", _REMEDY)
         named: dict[str, int] = {}
-        for number, question in enumerate(questions, 1):
-            if named.setdefault(question.id, number) != number:
-                raise UsageError(f"{source}: two questions have the id {question.id!r}", "Ids must differ.")
-        return cls(folder, tuple(questions))
+        for number, question in questions.items():
+            first = named.setdefault(question.id, number)
+            if first != number:
+                raise UsageError(
+                    f"{source}:{number}: the id {question.id!r} is that of line {first}, too",
+                    "Ids must differ. A line without one has its number.",
+                )
+        return cls(folder, tuple(questions.values()))
 
     def by_image(self) -> dict[Path, list[Question]]:
         """Questions of each picture, in the file's order."""
@@ -107,6 +111,8 @@ def _question(folder: Path, line: str, where: str) -> Question:
 
     def text(field: str, default: str | None = None) -> str:
         value = record.get(field, default)
+        if value is None:
+            raise UsageError(f"{where}: {field!r} is missing", _REMEDY)
         if not isinstance(value, str) or (default is None and not value.strip()):
             raise UsageError(f"{where}: {field!r} is {value!r}, expected a text", _REMEDY)
         return value

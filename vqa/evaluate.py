@@ -166,7 +166,7 @@ def _about(
             reply = answerer.ask(question.text)
         except EdgeError as error:
             if name not in error.message:
-                error.message = f"{name}: {error.message}"
+                error.message = f"{name}, question {question.id}: {error.message}"
             raise
         yield Answer(
             arm=arm.label,

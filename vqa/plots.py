@@ -1,7 +1,7 @@
 """Two pictures of a report: what visual tokens buy, and how small a text may be.
 
 Matplotlib is loaded when a picture is drawn: a board measures without it. Colours are Okabe and Ito's, which
-people with any colour vision can tell apart, and every arm has a marker of its own, too.
+people with any colour vision can tell apart: one for each model and branch, and a marker for each routing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ TEXT_SIZE_FILE = "text_size.png"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vP*Xhp<>"
 _SIZE_INCHES, _DPI = (8.0, 5.0), 120
+_APART = 0.015  # of the width
 
 
 def draw(arms: Sequence[ArmSummary], folder: Path) -> list[Path]:
@@ -49,34 +50,38 @@ def draw_accuracy(axes: Axes, arms: Sequence[ArmSummary]) -> None:
 
     A line joins the fixed scales of a model and branch: what routes well lies above it.
     """
+    styles = _styles(arms)
     lines: dict[tuple[str, str], list[ArmSummary]] = defaultdict(list)
     for arm in arms:
         if arm.routing.startswith("fixed"):
             lines[arm.model, arm.branch].append(arm)
     for fixed in lines.values():
         points = sorted((a.cost.visual_tokens_per_picture, _percent(a.scores.exact)[0]) for a in fixed)
-        axes.plot([x for x, _ in points], [y for _, y in points], color="#9AA0A6", linewidth=1.2, zorder=1)
-    names = _short_names(arms)
-    for number, (arm, name) in enumerate(zip(arms, names, strict=True)):
+        colour = styles[arms.index(fixed[0])]["color"]
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, color=colour, linestyle=":", linewidth=1.2, zorder=1)
+    most = max(arm.cost.visual_tokens_per_picture for arm in arms)
+    for number, (arm, name) in enumerate(zip(arms, _short_names(arms), strict=True)):
         value, below, above = _percent(arm.scores.exact)
-        x = arm.cost.visual_tokens_per_picture
-        axes.errorbar([x], [value], [[below], [above]], label=name, linestyle="none", **_style(number))
+        # Apart a little, so that equal ones do not hide each other.
+        x = arm.cost.visual_tokens_per_picture + _APART * most * ((number + 0.5) / len(arms) - 0.5)
+        axes.errorbar([x], [value], [[below], [above]], label=name, linestyle="none", **styles[number])
     axes.set_xlabel("visual tokens per picture (mean)")
     axes.set_ylabel("exact match, %")
     axes.set_title(f"What visual tokens buy ({arms[0].scores.exact.asked:,} questions)")
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.05 * most or 1)
     _finish(axes)
 
 
 def draw_text_size(axes: Axes, arms: Sequence[ArmSummary]) -> None:
     """Exact match against the height of what must be read, a line per arm."""
-    names = _short_names(arms)
+    names, styles = _short_names(arms), _styles(arms)
     used = [b for b in TEXT_SIZE_BINS if any(s.group == b for arm in arms for s in arm.by_text_px)]
     for number, (arm, name) in enumerate(zip(arms, names, strict=True)):
         shift = 0.3 * ((number + 0.5) / len(arms) - 0.5)  # so that bars do not hide each other
         places = [used.index(scores.group) + shift for scores in arm.by_text_px]
         values, below, above = zip(*(_percent(scores.exact) for scores in arm.by_text_px), strict=True)
-        axes.errorbar(places, values, [below, above], label=name, **_style(number), linewidth=1.2)
+        axes.errorbar(places, values, [below, above], label=name, **styles[number], linewidth=1.2)
     asked = {scores.group: scores.exact.asked for arm in arms for scores in arm.by_text_px}
     axes.set_xticks(range(len(used)), [f"{b} px\n{asked[b]:,} questions" for b in used])
     axes.set_xlabel("height of what must be read, px of the picture as the file has it")
@@ -113,14 +118,20 @@ def _short_names(arms: Sequence[ArmSummary]) -> list[str]:
     return [" ".join(p for p, wanted in zip(part, differing, strict=True) if wanted) for part in parts]
 
 
-def _style(number: int) -> dict[str, Any]:
-    return {
-        "color": _COLOURS[number % len(_COLOURS)],
-        "marker": _MARKERS[number % len(_MARKERS)],
-        "markersize": 7,
-        "capsize": 3,
-        "elinewidth": 1,
-    }
+def _styles(arms: Sequence[ArmSummary]) -> list[dict[str, Any]]:
+    """How each arm is drawn."""
+    colours = list(dict.fromkeys((arm.model, arm.branch) for arm in arms))
+    markers = list(dict.fromkeys(arm.routing for arm in arms))
+    return [
+        {
+            "color": _COLOURS[colours.index((arm.model, arm.branch)) % len(_COLOURS)],
+            "marker": _MARKERS[markers.index(arm.routing) % len(_MARKERS)],
+            "markersize": 7,
+            "capsize": 3,
+            "elinewidth": 1,
+        }
+        for arm in arms
+    ]
 
 
 def _finish(axes: Axes) -> None:

@@ -7,23 +7,39 @@ from pathlib import Path
 
 from hypervl.training.vrc_training import History
 
+# All and the parts of it, as the stages call them; what else they tell are shares.
+_LOSSES = ("loss", "answers", "pointing", "facts", "dense", "kl", "features")
+
 
 def draw_stage(stage: str, history: Sequence[dict[str, float]], path: Path) -> Path:
-    """Loss on the left axis, whatever lies in [0, 1] on the right one."""
+    """Losses on the left axis, shares of right answers on the right one."""
     from matplotlib.figure import Figure  # takes a second, and only training has it installed
 
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     left = figure.add_subplot()
     right = left.twinx()
     steps = [row["step"] for row in history]
-    left.plot(steps, [row["loss"] for row in history], color="black", label="loss")
+    marker = "o" if len(history) == 1 else None  # one point makes no line
     for name in history[-1] if history else ():
-        values = [row.get(name) for row in history]
-        if name not in ("loss", "step", "level") and all(v is None or 0 <= v <= 1 for v in values):
-            right.plot(steps, [float("nan") if v is None else v for v in values], label=name, alpha=0.8)
+        if name in ("step", "level"):
+            continue
+        values = [row.get(name, float("nan")) for row in history]
+        if name in _LOSSES:
+            whole = name == "loss"
+            left.plot(
+                steps,
+                values,
+                label=name,
+                marker=marker,
+                color="black" if whole else None,
+                linestyle="-" if whole else ":",
+            )
+        else:
+            right.plot(steps, values, label=name, alpha=0.8, marker=marker)
     left.set(xlabel="step", ylabel="loss", title=stage)
     right.set(ylabel="share right", ylim=(0, 1))
-    right.legend(loc="center right", fontsize="small")
+    left.legend(loc="upper left", fontsize="small")
+    right.legend(loc="upper right", fontsize="small")
     figure.savefig(path)
     return path
 

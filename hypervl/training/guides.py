@@ -50,12 +50,12 @@ class Overheard:
             self._queries, self._keys, self._after = queries[:, :group], keys[:, 0], after
 
     def losses(self) -> dict[str, Tensor]:
-        """ "pointing": -log of the attention that the first group of heads lays on the tokens to be found,
-        "facts": cross-entropy of what they show; weighted. Means over tokens of answers."""
-        pointing, facts = self._pointing(), self._facts()
-        return {"pointing": POINTING_WEIGHT * pointing, "facts": FACTS_WEIGHT * facts}
+        """ "pointing", and "facts": cross-entropy of what the element shows; weighted. Means over tokens of
+        answers."""
+        return {"pointing": self.pointing(), "facts": FACTS_WEIGHT * self._facts()}
 
-    def _pointing(self) -> Tensor:
+    def pointing(self) -> Tensor:
+        """-log of the attention that the first group of heads lays on the tokens to be found; weighted."""
         batch, device = self._batch, self._queries.device
         visible = sees(torch.from_numpy(batch.segment).to(device))
         found: list[Tensor] = []
@@ -69,7 +69,7 @@ class Overheard:
             scores = self._queries[row][:, rows] @ self._keys[row].T * self._keys.shape[-1] ** -0.5
             log_p = scores.float().masked_fill(~visible[row, rows], _FAR).log_softmax(-1)
             found.append(torch.logsumexp(log_p.masked_fill(~right, _FAR), -1).flatten())
-        return -torch.cat(found).mean() if found else self._after.new_zeros(())
+        return -POINTING_WEIGHT * torch.cat(found).mean() if found else self._after.new_zeros(())
 
     def _facts(self) -> Tensor:
         batch = self._batch

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from hypervl.checkpoint import Checkpoint, check_text, save
+from hypervl.checkpoint import Checkpoint, check_output, check_text, save
 from hypervl.config import HyperVLConfig, preset
 from hypervl.model import HyperVL, build
 from hypervl.text_files import TextFiles
@@ -25,7 +26,7 @@ from hypervl.training.consistency import CONSISTENCIES
 from hypervl.training.curves import draw_stage
 from hypervl.training.feed import workers
 from hypervl.training.loop import Step, Task, train
-from hypervl.training.machine import choose_device, code_versions
+from hypervl.training.machine import check_work, choose_device, code_versions
 from hypervl.training.positions import initialise_positions
 from hypervl.training.tokenizer import panel_tokenizer
 from rpi_runtime.errors import CheckpointError, UsageError, nearest
@@ -116,7 +117,6 @@ def train_further(
     tasks = (
         stages.fresh_heads(shop),
         stages.dense_again(shop),
-        stages.answers_again(shop),
         stages.joint(shop),
         stages.dense_base(shop),
     )
@@ -263,9 +263,12 @@ def _tokenizer(folder: Path, vocab_size: int) -> TextFiles:
         return text_files
 
 
+_CLAIM_FILE = "training.json"
+
+
 def _claim(options: PanelOptions, what: dict[str, Any]) -> None:
     """Notes in the work folder what is trained there; refuses to go on with the work of another training."""
-    file = options.work / "training.json"
+    file = options.work / _CLAIM_FILE
     ours = {**what, "seed": options.seed, "scale": options.scale, "data_version": DATA_VERSION}
     ours = json.loads(json.dumps(ours))
     if file.is_file():
@@ -281,9 +284,9 @@ def _claim(options: PanelOptions, what: dict[str, Any]) -> None:
 
 
 def _check(options: PanelOptions) -> None:
-    if options.output.exists() and not options.replace:
-        raise UsageError(f"{options.output} exists", "Choose another name, or replace it with --force.")
-    if options.scale <= 0:
+    check_output(options.output, replace=options.replace)
+    check_work(options.work, _CLAIM_FILE)
+    if not 0 < options.scale < math.inf:  # which NaN is not, either
         raise UsageError(
             f"--scale {options.scale:g} must be above 0", "1 trains as the shipped weights were."
         )

@@ -16,23 +16,24 @@ Everything expensive lies in the work folder, and a run that was stopped goes on
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
 
-from hypervl.checkpoint import DTYPES, Checkpoint, write
+from hypervl.checkpoint import DTYPES, Checkpoint, check_output, write
 from hypervl.config import BRANCHES
 from hypervl.training.answer_loss import FrozenModel
 from hypervl.training.loss_file import AskedPicture, LossFile, open_asked
-from hypervl.training.machine import choose_device, code_versions
+from hypervl.training.machine import check_work, choose_device, code_versions
 from hypervl.training.question_vrc import try_question_vrc
 from hypervl.training.vrc_labels import Rule, routed_sides
 from hypervl.training.vrc_report import Trial, VRCReport
-from hypervl.training.vrc_training import TrainSettings
+from hypervl.training.vrc_training import TrainSettings, check_views
 from hypervl.training.vrc_trial import OnProgress, Trials, data_digest, stored_dtype
-from hypervl.training.vrc_views import split
+from hypervl.training.vrc_views import split, viewed
 from hypervl.vrc import VRC
 from rpi_runtime.errors import CheckpointError, UsageError, nearest
 from rpi_runtime.manifest import VisionSpec
@@ -40,6 +41,7 @@ from rpi_runtime.tokenizer import TextCodec
 from vqa.dataset import Dataset
 
 ROUTINGS = ("tile", "image")
+_LOSSES_FILE = "losses.jsonl"
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,12 @@ def train_vrc(options: VRCOptions, on_progress: OnProgress = lambda what, done, 
             "There is nothing to choose. Give its config.json smaller tiling.tile_sides or vrc.scales.",
         )
     training, validation = _pictures(options, spec, on_progress)
+    check_views(
+        *(sum(len(viewed(p, options.routing)) for p in pictures) for pictures in (training, validation))
+    )
     fingerprint = checkpoint.fingerprint()
     options.work.mkdir(parents=True, exist_ok=True)
-    with LossFile(options.work / "losses.jsonl", frozen, fingerprint) as losses:
+    with LossFile(options.work / _LOSSES_FILE, frozen, fingerprint) as losses:
         trials = Trials(
             checkpoint=checkpoint,
             fingerprint=fingerprint,
@@ -149,19 +154,18 @@ def _check(options: VRCOptions) -> None:
     ):
         if value not in known:
             raise nearest(value, known, what)
-    if not options.eps or min(options.eps) < 0:
-        raise UsageError(f"eps {options.eps} is not right", "Give numbers of 0 and above.")
+    for number in options.eps:
+        if not 0 <= number < math.inf:  # which NaN is not, either
+            raise UsageError(f"eps is {number:g}", "Give numbers of 0 and above.")
+    if not 0 <= options.tolerance < math.inf:
+        raise UsageError(f"tolerance is {options.tolerance:g}", "It must be 0 or above.")
     for number, what in ((options.floor, "floor"), (options.training.caution, "caution")):
-        if number <= 0:
+        if not 0 < number < math.inf:
             raise UsageError(f"{what} is {number:g}", "It must be above 0.")
     if options.with_question and options.routing != "tile":
         raise UsageError("the router with the question is one for tiles", "Leave out --for image.")
-    if options.output.exists() and not options.replace:
-        raise UsageError(
-            f"{options.output} exists already", "Choose another name, or replace it with --force."
-        )
-    if options.work.exists() and not options.work.is_dir():
-        raise UsageError(f"{options.work} is not a folder", "Choose another one with --work.")
+    check_output(options.output, replace=options.replace)
+    check_work(options.work, _LOSSES_FILE)
 
 
 def _pictures(

@@ -92,11 +92,7 @@ def train(
 
     `state` is a file to go on from, written after every epoch. Raises `UsageError` for too few views.
     """
-    if len(training) < FEWEST_VIEWS or not len(validation):
-        raise UsageError(
-            f"{len(training)} views to train on and {len(validation)} to validate with are too few",
-            f"Give more pictures: {FEWEST_VIEWS} views at least.",
-        )
+    check_views(len(training), len(validation))
     vrc.to(device).train()
     optimizer = _optimizer(vrc, settings)
     history, best = History(), copy.deepcopy(vrc.state_dict())
@@ -121,6 +117,15 @@ def train(
 
 
 @torch.no_grad()
+def check_views(training: int, validation: int) -> None:
+    """Raises `UsageError` when there are too few to learn from."""
+    if training < FEWEST_VIEWS or not validation:
+        raise UsageError(
+            f"{training} views to train on and {validation} to validate with are too few: a view is a tile",
+            f"Give more pictures: {FEWEST_VIEWS} views to train on, and some to validate with.",
+        )
+
+
 def predict(vrc: VRC, views: np.ndarray, batch_views: int = 256) -> np.ndarray:
     """The most likely class of each view, [N] int64; `vrc` in evaluation mode, on its own device."""
     device = next(vrc.parameters()).device

@@ -96,6 +96,7 @@ def test_terms_that_are_left_out_are_not_in_the_loss(trained: Path, tmp_path: Pa
         ({"seed": 5}, "holds the work of another training: seed differ"),
         ({"output": Path("base")}, "exists"),
         ({"scale": 0.0}, "--scale 0"),
+        ({"scale": float("nan")}, "--scale nan"),
         ({"workers": -1}, "--workers -1"),
     ],
 )
@@ -108,6 +109,20 @@ def test_what_cannot_be_is_refused_at_once(
     )
     with pytest.raises(UsageError, match=words):
         train_base("nano", asked)
+
+
+def test_a_folder_of_somebody_else_is_refused_at_once(tmp_path: Path) -> None:
+    """As the checkpoint to replace, and as the folder to work in."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("precious")
+    asked = options(tmp_path, "new")
+    with pytest.raises(UsageError, match=r"mine holds 'notes\.txt', and is not replaced"):
+        train_base("nano", dataclasses.replace(asked, output=mine, replace=True))
+    with pytest.raises(UsageError, match=r"mine holds other files, and no training\.json"):
+        train_base("nano", dataclasses.replace(asked, work=mine))
+    assert [file.name for file in mine.iterdir()] == ["notes.txt"]
+    assert list(tmp_path.iterdir()) == [mine]
 
 
 def test_unknown_names_are_answered_with_the_nearest(trained: Path, tmp_path: Path) -> None:

@@ -150,6 +150,29 @@ def test_too_few_pictures_to_split_are_refused(tiny: Path, tmp_path: Path) -> No
         train_vrc(options(tiny, few, tmp_path))
 
 
+def test_too_few_views_are_refused_before_the_model_answers(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypervl.training.vrc_job.Trials", None)
+    few = write_data(tmp_path / "few", pictures=5)
+    with pytest.raises(UsageError, match="4 views to train on and 1 to validate with are too few"):
+        train_vrc(options(tiny, few, tmp_path, routing="image"))
+
+
+def test_a_folder_of_somebody_else_is_refused_at_once(tiny: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds 'images', and is not replaced"):
+        train_vrc(options(tiny, data, tmp_path, output=data, replace=True))
+    with pytest.raises(UsageError, match=r"holds other files, and no losses\.jsonl"):
+        train_vrc(options(tiny, data, tmp_path, work=data))
+
+
+def test_a_bundle_is_no_checkpoint(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a bundle, not a checkpoint"):
+        train_vrc(options(tmp_path / "bundle", data, tmp_path))
+
+
 def test_an_existing_checkpoint_is_replaced_only_by_force(tiny: Path, data: Path, tmp_path: Path) -> None:
     write_tiny(tmp_path / "new")
     with pytest.raises(UsageError, match="exists already"):
@@ -183,7 +206,11 @@ def test_a_file_that_is_no_picture_is_named(tiny: Path, tmp_path: Path) -> None:
         ({"branch": "bse"}, "unknown branch"),
         ({"routing": "fixed"}, "unknown routing"),
         ({"device": "tpu"}, "unknown device"),
-        ({"eps": (-0.1,)}, "eps"),
+        ({"eps": (-0.1,)}, "eps is -0.1"),
+        ({"eps": (0.1, float("nan"))}, "eps is nan"),
+        ({"floor": float("inf")}, "floor is inf"),
+        ({"tolerance": float("nan")}, "tolerance is nan"),
+        ({"training": TrainSettings(caution=float("nan"))}, "caution is nan"),
         ({"floor": 0.0}, "floor is 0"),
         ({"data_validation": Path("nowhere")}, "no such folder"),
     ],

@@ -61,7 +61,7 @@ def test_questions_are_found_by_picture_in_order(read: Callable[[str], Dataset],
         ("{", "questions.jsonl:2: not JSON"),
         ("[" * 100_000, "questions.jsonl:2: not JSON"),
         ("[1]", "questions.jsonl:2: not a JSON object"),
-        ({"answer": None}, "'answer' is None"),
+        ({"answer": None}, "'answer' is missing"),
         ({"question": " "}, "'question' is ' '"),
         ({"type": 3}, "'type' is 3"),
         ({"image": "../a.jpg"}, "lies outside"),
@@ -84,8 +84,14 @@ def test_a_wrong_line_is_named(
 
 def test_two_questions_of_one_id_are_refused(read: Callable[[str], Dataset]) -> None:
     line = json.dumps({**GOOD, "id": "same"})
-    with pytest.raises(UsageError, match="two questions have the id 'same'"):
+    with pytest.raises(UsageError, match=r"questions\.jsonl:2: the id 'same' is that of line 1, too"):
         read(f"{line}\n{line}")
+    with pytest.raises(UsageError, match=r"questions\.jsonl:3: the id '1' is that of line 1, too"):
+        read(f"{json.dumps(GOOD)}\n\n{json.dumps({**GOOD, 'id': '1'})}")
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_text(read: Callable[[str], Dataset]) -> None:
+    assert read("\ufeff" + json.dumps(GOOD)).questions[0].text == GOOD["question"]
 
 
 def test_folders_without_questions_are_refused(tmp_path: Path) -> None:

@@ -324,14 +324,22 @@ def test_plots_name_every_arm_and_join_the_fixed_scales(tmp_path: Path) -> None:
 
     answers = [answer(number, "3.5 bar", text_px=10.0 * (number + 1)) for number in range(4)]
     arms = [
-        summarise(f"nano {routing} base", "nano", routing, "base", answers, answers)
+        summarise(f"nano {routing} {branch}", "nano", routing, branch, answers, answers)
+        for branch in ("base", "large")
         for routing in ("fixed:1", "fixed:0.5", "tile")
     ]
     axes = figure.Figure().add_subplot()
     draw_accuracy(axes, arms)
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["fixed:1", "fixed:0.5", "tile"]
-    assert [len(line.get_xdata()) for line in axes.lines if line.get_color() == "#9AA0A6"] == [2]
+    assert names == [f"{r} {b}" for b in ("base", "large") for r in ("fixed:1", "fixed:0.5", "tile")]
+    joins = [line for line in axes.lines if line.get_linestyle() == ":"]
+    assert [len(line.get_xdata()) for line in joins] == [2, 2]
+    assert joins[0].get_color() != joins[1].get_color()
+    points = [line for line in axes.lines if len(line.get_xdata()) == 1 and line.get_marker() in "osD"]
+    assert len({float(line.get_xdata()[0]) for line in points}) == len(arms), "equal arms hide each other"
+    assert len({(line.get_color(), line.get_marker()) for line in points}) == len(arms)
+    _, right = axes.get_xlim()
+    assert max(float(line.get_xdata()[0]) for line in points) < 0.99 * right
     axes = figure.Figure().add_subplot()
     draw_text_size(axes, arms)
     assert [label.get_text().split(" ")[0] for label in axes.get_xticklabels()] == [

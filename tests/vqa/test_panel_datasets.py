@@ -69,13 +69,22 @@ def test_an_unknown_split_writes_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_an_interrupted_run_left_is_replaced(tmp_path: Path) -> None:
-    left = tmp_path / "data.partial" / "images"
-    left.mkdir(parents=True)
-    (left / "999999.jpg").write_bytes(b"half")
+def test_an_interrupted_run_leaves_nothing_and_touches_nothing(tmp_path: Path) -> None:
+    mine = tmp_path / "data.partial"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("precious")
+
+    def interrupt(done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_dataset(tmp_path / "data", "train", 9, 1, on_question=interrupt)
+    assert list(tmp_path.iterdir()) == [mine]
     folder = make_dataset(tmp_path / "data", "train", 1, 1).folder
     assert [file.name for file in (folder / "images").iterdir()] == ["000000.jpg"]
-    assert not (tmp_path / "data.partial").exists()
+    assert folder.stat().st_mode & 0o777 == (folder / "images").stat().st_mode & 0o777
+    assert (mine / "notes.txt").read_text() == "precious"
+    assert sorted(tmp_path.iterdir()) == [folder, mine]
 
 
 def test_a_contact_sheet_shows_panels_four_in_a_row(tmp_path: Path) -> None:

@@ -26,11 +26,11 @@ def sample(
     count: Annotated[int, typer.Option(min=1, max=100, help="Panels on the sheet.")] = 12,
     seed: _Seed = 0,
 ) -> None:
-    """Draw a contact sheet: panels, each with two of its questions."""
+    """Draw a contact sheet: panels, each with two of its questions (none where all of it is covered)."""
     from vqa.panels.contact_sheet import contact_sheet
 
     contact_sheet(output, split, count, seed)
-    report.note(f"{count} panels drawn in {output}.")
+    report.note(f"{report.count(count, 'panel')} drawn in {output}.")
 
 
 @data.command()
@@ -47,7 +47,7 @@ def make(
     """Write a dataset: pictures, and questions.jsonl."""
     from vqa.panels.dataset import make_dataset
 
-    with TrainProgress() as progress:
+    with TrainProgress("Nothing was written; the same command begins anew.") as progress:
         made = make_dataset(
             output, split, questions, per_picture, seed, lambda done, of: progress.show("questions", done, of)
         )
@@ -60,4 +60,7 @@ def make(
             [(name, made.types[name]) for name in sorted(made.types, key=lambda t: -made.types[t])],
             right=("questions",),
         )
-        report.note(f"{made.questions} questions about {made.pictures} pictures in {made.folder}.")
+        report.note(
+            f"{report.count(made.questions, 'question')} about {report.count(made.pictures, 'picture')} "
+            f"in {made.folder}."
+        )

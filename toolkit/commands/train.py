@@ -63,7 +63,7 @@ def base(
     from hypervl.training.panel_job import PanelOptions, train_base, train_further
 
     options = PanelOptions(output, work or _work_of(output), seed, scale, device, workers, replace=force)
-    with TrainProgress() as progress:
+    with _progress(options.work) as progress:
         if start is None:
             result = train_base(preset, options, progress.show_step)
         else:
@@ -89,7 +89,7 @@ def decoder(
     from hypervl.training.panel_job import PanelOptions, train_decoder
 
     options = PanelOptions(output, work or _work_of(output), seed, scale, device, workers, replace=force)
-    with TrainProgress() as progress:
+    with _progress(options.work) as progress:
         result = train_decoder(checkpoint, preset, options, progress.show_step)
     _print_stages(result, as_json)
 
@@ -112,9 +112,13 @@ def dcl(
     from hypervl.training.panel_job import PanelOptions, train_dcl
 
     options = PanelOptions(output, work or _work_of(output), seed, scale, device, workers, replace=force)
-    with TrainProgress() as progress:
+    with _progress(options.work) as progress:
         result = train_dcl(checkpoint, consistency, options, progress.show_step)
     _print_stages(result, as_json)
+
+
+def _progress(work: Path) -> TrainProgress:
+    return TrainProgress(f"{work} keeps what was done: the same command goes on from its last save.")
 
 
 def _work_of(output: Path) -> Path:
@@ -204,7 +208,7 @@ def vrc(
         training=TrainSettings(epochs=epochs, seed=seed, caution=caution),
         replace=force,
     )
-    with TrainProgress() as progress:
+    with _progress(options.work) as progress:
         result = train_vrc(options, progress.show)
     if as_json:
         report.print_json(result)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rpi_runtime.errors import UsageError, nearest
@@ -34,13 +34,28 @@ def make_dataset(
 ) -> Made:
     """Writes panels 0, 1, ... of a split until they have at least `questions` questions.
 
-    The same arguments give the same files. Raises `UsageError` for an unknown split and a folder that exists.
+    The same arguments give the same files. The folder appears when it is whole, or not at all. Raises
+    `UsageError` for an unknown split and a folder that exists.
     """
     check_split(split)
     if folder.exists():
         raise UsageError(f"{folder} exists", "Choose another name, or remove it.")
-    scratch = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        scratch = Path(beside) / folder.name
+        made = _write(scratch, split, questions, per_picture, seed, on_question)
+        scratch.rename(folder)
+    return replace(made, folder=folder)
+
+
+def _write(
+    scratch: Path,
+    split: str,
+    questions: int,
+    per_picture: int,
+    seed: int,
+    on_question: Callable[[int, int], None],
+) -> Made:
     (scratch / "images").mkdir(parents=True)
     found: list[Question] = []
     pictures = number = 0
@@ -59,8 +74,7 @@ def make_dataset(
         ]
         on_question(min(len(found), questions), questions)
     write_questions(scratch, found)
-    scratch.rename(folder)
-    return Made(folder, pictures, len(found), dict(Counter(question.type for question in found)))
+    return Made(scratch, pictures, len(found), dict(Counter(question.type for question in found)))
 
 
 def check_split(split: str) -> None:
