@@ -73,7 +73,7 @@ def build_manifest(
             eos_token=known["eos_token"],
             image_tokens=image_tokens(config),
         ),
-        decoder=decoder_spec(config.decoder, plan.context_tokens, plan.prefill_tokens)
+        decoder=decoder_spec(config.decoder, plan.contexts, plan.prefill_tokens, plan.kv_dtype)
         if DECODER in plan.components
         else None,
         embedding=_embedding(results) if DECODER in plan.components else None,

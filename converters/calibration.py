@@ -11,6 +11,7 @@ from converters.quantize import Calibration
 from converters.samples import CALIBRATION, passages, tiles
 from hypervl.checkpoint import Checkpoint
 from hypervl.decoder import attention_mask, rope_table
+from hypervl.specs import decoder_spec
 from rpi_runtime.manifest import DECODER, VRC
 
 _TILES_PER_PHOTO = 4
@@ -35,26 +36,33 @@ def calibration(name: str, checkpoint: Checkpoint, options: ExportOptions) -> Ca
 
 
 def _decoder(checkpoint: Checkpoint, options: ExportOptions) -> Calibration:
-    largest = max(options.prefill_tokens)
+    spec = decoder_spec(checkpoint.config.decoder, options.contexts, options.prefill_tokens, options.kv_dtype)
+    largest = (max(options.prefill_tokens), spec.context_tokens)
     found = {}
-    for size in (*options.prefill_tokens, 1):
-        texts = passages(CALIBRATION, checkpoint, _PASSAGES if size == largest else 1, size)
-        found["decode" if size == 1 else f"prefill_{size}"] = [
-            _inputs(checkpoint, ids, size, options.context_tokens) for ids in texts
-        ]
+    for slots in spec.contexts:
+        for size in (*spec.chunk_sizes(slots), 1):
+            texts = passages(CALIBRATION, checkpoint, _PASSAGES if (size, slots) == largest else 1, size)
+            found[spec.signature(size, slots)] = [
+                _inputs(checkpoint, ids, size, slots, options.kv_dtype) for ids in texts
+            ]
     return found
 
 
-def _inputs(checkpoint: Checkpoint, ids: list[int], size: int, slots: int) -> dict[str, np.ndarray]:
+def _inputs(
+    checkpoint: Checkpoint, ids: list[int], size: int, slots: int, kv_dtype: str
+) -> dict[str, np.ndarray]:
     config = checkpoint.config.decoder
     embeddings = torch.zeros(1, size, config.hidden_size)
     embeddings[0, : len(ids)] = checkpoint.tensor("decoder.embed_tokens.weight")[ids]
     cos, sin = rope_table(torch.arange(size), config.head_dim, config.rope_theta)
-    empty = np.zeros(config.num_key_value_heads * slots * config.head_dim, np.float32)  # one for all inputs
+    rows = config.num_key_value_heads * slots
+    empty, scales = np.zeros(rows * config.head_dim, kv_dtype), np.zeros(rows, np.float32)
+    names = [f"kv_{name}" for name in kv_names(config)]
     return {
         "embeddings": embeddings.numpy(),
         "rope_cos": cos.numpy(),
         "rope_sin": sin.numpy(),
         "mask": attention_mask(len(ids), slots=slots, rows=size).numpy(),
-        **{f"kv_{name}": empty for name in kv_names(config)},
+        **dict.fromkeys(names, empty),
+        **({f"{name}_scale": scales for name in names} if kv_dtype == "int8" else {}),
     }

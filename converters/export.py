@@ -27,7 +27,8 @@ class ExportOptions:
 
     tile_sides: tuple[int, ...]  # px, descending; one signature `tile_<side>` each
     prefill_tokens: tuple[int, ...]  # ascending; one signature `prefill_<n>` each
-    context_tokens: int  # slots of the KV cache
+    contexts: tuple[int, ...]  # slots of the KV cache, ascending; signatures of their own for each
+    kv_dtype: str = "float32"  # what they hold: one of `rpi_runtime.manifest.KV_BYTES`
     block_offsets: str = ""  # layers to split before the export (`Recipe.block_offsets`)
     smoothed: bool = False  # activations of a decoder are evened out before the export (`Recipe.smoothed`)
 
@@ -52,6 +53,6 @@ def _signatures(module: nn.Module, options: ExportOptions) -> list[Traced]:
     if isinstance(module, VRC):
         return vrc.signatures(module)
     if isinstance(module, Decoder):
-        return decoder.signatures(module, options.prefill_tokens, options.context_tokens)
+        return decoder.signatures(module, options.prefill_tokens, options.contexts, options.kv_dtype)
     assert isinstance(module, VisionBranch)
     return vision.signatures(module, options.tile_sides)

@@ -9,7 +9,7 @@ from converters.recipes import Recipe, parse_recipes
 from delegates import DELEGATES
 from hypervl.config import BRANCHES, HyperVLConfig
 from rpi_runtime.errors import CheckpointError, UsageError, nearest
-from rpi_runtime.manifest import COMPONENTS, DECODER, VISION_BASE, VISION_LARGE
+from rpi_runtime.manifest import COMPONENTS, DECODER, KV_BYTES, VISION_BASE, VISION_LARGE
 
 EMBEDDINGS = ("int8", "fp16")
 DEFAULT_RECIPE = "int8"
@@ -17,6 +17,9 @@ DEFAULT_CONTEXT_TOKENS = 1024
 DEFAULT_PREFILL_TOKENS = (8, 32, 128)
 # Beside the visual tokens of one tile, a question and a short answer must fit.
 LEAST_TEXT_TOKENS = 32
+# Short conversations get a cache of this share of the context, where that is worth signatures of its own.
+_SHORT_SHARE = 4
+_LEAST_SHORT_TOKENS = 128
 
 _BRANCHES = (VISION_BASE, VISION_LARGE)
 
@@ -31,7 +34,8 @@ class ConvertOptions:
     recipe: str = ""  # see `converters.recipes.parse_recipes`
     tile_sides: tuple[int, ...] | None = None  # px
     prefill_tokens: tuple[int, ...] | None = None
-    context_tokens: int | None = None
+    contexts: tuple[int, ...] | None = None  # tokens; the largest is the context
+    kv: str = ""  # what the KV cache holds: one of `KV_BYTES`
     embedding: str = "int8"
     delegate: str = "cpu"
 
@@ -44,7 +48,8 @@ class Plan:
     recipes: dict[str, Recipe]
     tile_sides: tuple[int, ...]  # px, descending; () without a vision branch
     prefill_tokens: tuple[int, ...]  # ascending; () without a decoder
-    context_tokens: int  # 0 without a decoder
+    contexts: tuple[int, ...]  # tokens, ascending; () without a decoder
+    kv_dtype: str  # "" without a decoder
     embedding: str
     delegate: str
 
@@ -63,15 +68,14 @@ def plan(options: ConvertOptions, config: HyperVLConfig) -> Plan:
         raise nearest(options.delegate, DELEGATES, "delegate")
     token_px = _token_px(components, config)
     sides = _tile_sides(options.tile_sides, token_px, config)
-    context = _context(
-        options.context_tokens, (min(sides) // token_px) ** 2 if sides else 0, components, config
-    )
+    contexts = _contexts(options.contexts, (min(sides) // token_px) ** 2 if sides else 0, components, config)
     return Plan(
         components=components,
         recipes={c: recipes[c] for c in components},
         tile_sides=sides,
-        prefill_tokens=_prefill(options.prefill_tokens, context),
-        context_tokens=context,
+        prefill_tokens=_prefill(options.prefill_tokens, max(contexts, default=0)),
+        contexts=contexts,
+        kv_dtype=_kv_dtype(options.kv, components, recipes[DECODER]),
         embedding=options.embedding,
         delegate=options.delegate,
     )
@@ -131,15 +135,19 @@ def _tile_sides(asked: tuple[int, ...] | None, token_px: int, config: HyperVLCon
     return tuple(sorted(set(asked), reverse=True))
 
 
-def _context(asked: int | None, tile_tokens: int, components: tuple[str, ...], config: HyperVLConfig) -> int:
+def _contexts(
+    asked: tuple[int, ...] | None, tile_tokens: int, components: tuple[str, ...], config: HyperVLConfig
+) -> tuple[int, ...]:
     if DECODER not in components:
         if asked is not None:
             raise UsageError("a context is given, but the decoder is not converted", "Leave --context out.")
-        return 0
+        return ()
+    if asked == ():
+        raise UsageError("no context is given", "Ask for one or several numbers of tokens.")
     most = config.decoder.max_position_embeddings
     least = tile_tokens + LEAST_TEXT_TOKENS
     remedy = f"Ask for {least} to {most} tokens."
-    context = min(DEFAULT_CONTEXT_TOKENS, most) if asked is None else asked
+    context = min(DEFAULT_CONTEXT_TOKENS, most) if asked is None else max(asked)
     if context < least:
         raise UsageError(
             f"a context of {context} tokens is too small: the smallest tile takes {tile_tokens} tokens, "
@@ -150,7 +158,26 @@ def _context(asked: int | None, tile_tokens: int, components: tuple[str, ...], c
         raise UsageError(
             f"a context of {context} tokens is more than the model has positions for ({most})", remedy
         )
-    return context
+    if asked is None:
+        short = context // _SHORT_SHARE
+        return (short, context) if short >= _LEAST_SHORT_TOKENS else (context,)
+    if min(asked) < LEAST_TEXT_TOKENS:
+        raise UsageError(
+            f"a context of {min(asked)} tokens is too small: text needs at least {LEAST_TEXT_TOKENS}", remedy
+        )
+    return tuple(sorted(set(asked)))
+
+
+def _kv_dtype(asked: str, components: tuple[str, ...], recipe: Recipe) -> str:
+    if DECODER not in components:
+        if asked:
+            raise UsageError(
+                "a type of the KV cache is given, but the decoder is not converted", "Leave --kv out."
+            )
+        return ""
+    if asked and asked not in KV_BYTES:
+        raise nearest(asked, KV_BYTES, "type of the KV cache")
+    return asked or recipe.kv_dtype
 
 
 def _prefill(asked: tuple[int, ...] | None, context: int) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ from rpi_runtime.backends.base import Graph
 from rpi_runtime.backends.select import open_graph
 from rpi_runtime.decoder import Decoder as GraphDecoder
 from rpi_runtime.embedding import EmbeddingTable, PromptRows
-from rpi_runtime.manifest import DECODER, VRC, Parity
+from rpi_runtime.manifest import DECODER, VRC, DecoderSpec, Parity
 from rpi_runtime.prompt import TokenRun, VisualRun
 
 _TILES_PER_PHOTO = 2  # a large branch takes seconds a tile in PyTorch
@@ -58,7 +58,8 @@ def check_component(
             # PyTorch first and gone before the graph is opened: memory never holds both.
             references = _references(checkpoint, options)
             with _opened(tflite_path) as graph:
-                return tuple(_decoder(references, graph, recipe.limits, checkpoint.config, options))
+                limits = recipe.limits.with_kv(options.kv_dtype)
+                return tuple(_decoder(references, graph, limits, checkpoint.config, options))
         with _opened(tflite_path) as graph:
             return tuple(_pictures(name, checkpoint, graph, recipe.limits, options))
 
@@ -98,7 +99,7 @@ class _Reference:
     prompt_tokens: int  # the rest is the continuation
     rows: dict[int, np.ndarray]  # token -> its embedding, as the checkpoint has it
     logits: np.ndarray  # [continuation + 1, vocab], from the prompt's last token on
-    kv: dict[str, np.ndarray]  # [kv_heads, prompt - 1, head_dim] of the tokens before it, by cache name
+    kv: dict[str, np.ndarray]  # [kv_heads, prompt - 1, head_dim] of the tokens before it, by name
 
 
 def _references(checkpoint: Checkpoint, options: ExportOptions) -> list[_Reference]:
@@ -106,7 +107,7 @@ def _references(checkpoint: Checkpoint, options: ExportOptions) -> list[_Referen
     module = checkpoint.load_component(DECODER)
     assert isinstance(module, Decoder)
     count = len(options.prefill_tokens)
-    length = min(_PROMPT_TOKENS + _CONTINUED_TOKENS, options.context_tokens)
+    length = min(_PROMPT_TOKENS + _CONTINUED_TOKENS, options.contexts[0])
     return [_reference(module, ids) for ids in passages(PARITY, checkpoint, count, length)]
 
 
@@ -117,19 +118,28 @@ def _decoder(
     config: HyperVLConfig,
     options: ExportOptions,
 ) -> Iterator[Parity]:
+    whole = decoder_spec(config.decoder, options.contexts, options.prefill_tokens, options.kv_dtype)
+    for slots in reversed(whole.contexts):
+        yield from _in_context(references, graph, limits, whole, slots)
+
+
+def _in_context(
+    references: Sequence[_Reference], graph: Graph, limits: Limits, whole: DecoderSpec, slots: int
+) -> Iterator[Parity]:
     logits, distributions = Closeness(), Distributions()
-    for size, reference in zip(options.prefill_tokens, references, strict=True):
-        spec = decoder_spec(config.decoder, options.context_tokens, (size,))
-        chain = GraphDecoder(graph, spec, _Rows(reference.rows))
+    for size, reference in zip(whole.prefill_tokens, references, strict=True):
+        if size not in whole.chunk_sizes(slots):
+            continue
+        chain = GraphDecoder(graph, whole, _Rows(reference.rows), contexts=(slots,), sizes=(size,))
         slices, following = Closeness(), Distributions()
         for expected, result in zip(reference.logits, _chained(chain, reference), strict=True):
             logits.add(expected, result)
             for tokens in (following, distributions):
                 tokens.add(expected, result)
         for name, kv in reference.kv.items():
-            slices.add(kv, chain.kv.shared.read(name)[:, : kv.shape[1]])
-        yield _judged(f"prefill_{size}", reference.prompt_tokens - 1, slices, following, limits)
-    yield _judged("decode", logits.samples, logits, distributions, limits)
+            slices.add(kv, chain.kv.read(name)[:, : kv.shape[1]])
+        yield _judged(whole.signature(size, slots), reference.prompt_tokens - 1, slices, following, limits)
+    yield _judged(whole.signature(1, slots), logits.samples, logits, distributions, limits)
 
 
 def _reference(module: Decoder, ids: Sequence[int]) -> _Reference:
@@ -146,7 +156,7 @@ def _reference(module: Decoder, ids: Sequence[int]) -> _Reference:
         dict(zip(ids, embeddings[0].numpy(), strict=True)),
         logits[0, prompt - 1 :].numpy().copy(),  # a view would keep the prompt's logits, too
         {
-            f"kv_{name}": slices[0, :, : prompt - 1].numpy()
+            name: slices[0, :, : prompt - 1].numpy()
             for name, slices in zip(kv_names(config), new, strict=True)
         },
     )

@@ -131,7 +131,8 @@ def shapes_for(component: str, plan: Plan) -> dict[str, Any]:
     return {
         "tile_sides": list(plan.tile_sides) if is_branch else [],
         "prefill_tokens": list(plan.prefill_tokens) if is_decoder else [],
-        "context_tokens": plan.context_tokens if is_decoder else 0,
+        "contexts": list(plan.contexts) if is_decoder else [],
+        "kv_dtype": plan.kv_dtype if is_decoder else "",
     }
 
 
@@ -232,7 +233,8 @@ def _export_options(options: dict[str, Any]) -> ExportOptions:
     return ExportOptions(
         tuple(shapes["tile_sides"]),
         tuple(shapes["prefill_tokens"]),
-        shapes["context_tokens"],
+        tuple(shapes["contexts"]),
+        shapes["kv_dtype"],
         options.get("block_offsets", ""),
         options.get("smoothed", False),
     )

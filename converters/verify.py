@@ -126,7 +126,8 @@ def _plan(manifest: Manifest) -> Plan:
         recipes=recipes,
         tile_sides=vision.tile_sides if vision else (),
         prefill_tokens=decoder.prefill_tokens if decoder else (),
-        context_tokens=decoder.context_tokens if decoder else 0,
+        contexts=decoder.contexts if decoder else (),
+        kv_dtype=decoder.kv_dtype if decoder else "",
         embedding="fp16" if table and table.dtype == "float16" else "int8",
         delegate=manifest.components[0].delegate if manifest.components else "cpu",
     )

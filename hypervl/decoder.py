@@ -6,6 +6,8 @@ Choices:
 - The cache is an input and never an output. A call returns only the keys and values of its own tokens, and
   the caller writes them where it wants; attention reads cache and new tokens apart and normalises over both.
 - Cosines, sines and the mask are inputs, so that one graph serves every position.
+- The cache may hold 8-bit integers, each key and value with one scale: scores and weights are scaled, and not
+  the cache.
 - Keys are cached already rotated. RoPE turns the two halves of a head against each other (HF's
   `rotate_half`).
 - Rank 4 everywhere: the queries that share a key/value head are stacked along the token axis.
@@ -14,6 +16,7 @@ Choices:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,12 +46,15 @@ class Decoder(nn.Module):
         mask: Tensor,
         kv: Sequence[Tensor],
         want_logits: bool = True,
+        kv_scales: Sequence[Tensor] = (),
     ) -> tuple[Tensor | None, list[Tensor]]:
         """Runs T new tokens behind a cache of C slots.
 
         `embeddings` [1, T, d]; `rope_cos`, `rope_sin` [1, 1, T, head_dim / 2] (`rope_table`); `mask`
         [1, 1, T, C + T], added to the scores (`attention_mask`); `kv` flat tensors k0, v0, k1, v1, ... of
-        kv_heads * C * head_dim numbers, laid out [kv_heads, C, head_dim]; C may be 0.
+        kv_heads * C * head_dim numbers, laid out [kv_heads, C, head_dim]; C may be 0. They may have another
+        type than the weights; `kv_scales`, in the same order and flat [kv_heads * C], are what they are
+        multiples of (`rpi_runtime.kv_cache`).
 
         Returns logits [1, T, vocab] (None unless wanted) and the new k0, v0, k1, v1, ... [1, kv_heads, T,
         head_dim].
@@ -58,7 +64,8 @@ class Decoder(nn.Module):
         mask = torch.cat([mask] * (self.config.num_attention_heads // self.config.num_key_value_heads), dim=2)
         x, new_kv = embeddings, []
         for i, layer in enumerate(self.layers):
-            x, k, v = layer(x, rope_cos, rope_sin, mask, kv[2 * i], kv[2 * i + 1])
+            scales = tuple(kv_scales[2 * i : 2 * i + 2])
+            x, k, v = layer(x, rope_cos, rope_sin, mask, Cached(kv[2 * i], kv[2 * i + 1], *scales))
             new_kv += [k, v]
         if not want_logits:
             return None, new_kv
@@ -67,6 +74,15 @@ class Decoder(nn.Module):
     def empty_kv(self) -> list[Tensor]:
         """The cache before the first token, with no slots."""
         return [self.embed_tokens.weight.new_empty(0) for _ in range(2 * self.config.num_hidden_layers)]
+
+
+class Cached(NamedTuple):
+    """Keys and values of one layer's cache, flat; numbers of their scales, where they have any."""
+
+    keys: Tensor  # [kv_heads * C * head_dim]
+    values: Tensor
+    key_scales: Tensor | None = None  # [kv_heads * C]
+    value_scales: Tensor | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -78,9 +94,9 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, k_cache: Tensor, v_cache: Tensor
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cached: Cached
     ) -> tuple[Tensor, Tensor, Tensor]:
-        mixed, k, v = self.self_attn(self.input_layernorm(x), cos, sin, mask, k_cache, v_cache)
+        mixed, k, v = self.self_attn(self.input_layernorm(x), cos, sin, mask, cached)
         x = x + mixed
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x, k, v
@@ -101,11 +117,12 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(hd, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, k_cache: Tensor, v_cache: Tensor
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cached: Cached
     ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, kv, hd = x.shape[1], self.kv_heads, self.head_dim
-        slots = k_cache.numel() // (kv * hd)
-        k_cache, v_cache = k_cache.reshape(1, kv, slots, hd), v_cache.reshape(1, kv, slots, hd)
+        slots = cached.keys.numel() // (kv * hd)
+        k_cache = cached.keys.reshape(1, kv, slots, hd).to(x.dtype)
+        v_cache = cached.values.reshape(1, kv, slots, hd).to(x.dtype)
 
         q = rotate(self.q_norm(self._split(self.q_proj(x), self.heads)).transpose(1, 2), cos, sin)
         k = rotate(self.k_norm(self._split(self.k_proj(x), kv)).transpose(1, 2), cos, sin)
@@ -113,9 +130,15 @@ class Attention(nn.Module):
 
         # Scaling the queries and not the scores keeps q @ k inside fp16.
         q = (q * hd**-0.5).reshape(1, kv, self.heads // kv * tokens, hd)
-        scores = torch.cat([products(q, k_cache), products(q, k)], dim=-1) + mask
+        before = products(q, k_cache)
+        if cached.key_scales is not None:
+            before = before * cached.key_scales.reshape(1, kv, 1, slots)
+        scores = torch.cat([before, products(q, k)], dim=-1) + mask
         weights = torch.softmax(scores, dim=-1)
-        y = weighted_sum(weights[..., :slots], v_cache) + weighted_sum(weights[..., slots:], v)
+        cache_weights = weights[..., :slots]
+        if cached.value_scales is not None:
+            cache_weights = cache_weights * cached.value_scales.reshape(1, kv, 1, slots)
+        y = weighted_sum(cache_weights, v_cache) + weighted_sum(weights[..., slots:], v)
         y = y.reshape(1, self.heads, tokens, hd).transpose(1, 2).reshape(1, tokens, self.heads * hd)
         return self.o_proj(y), k, v
 

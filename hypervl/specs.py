@@ -24,7 +24,9 @@ def vision_spec(config: HyperVLConfig, tile_sides: Sequence[int] = ()) -> Vision
     )
 
 
-def decoder_spec(config: DecoderConfig, context_tokens: int, prefill_tokens: Sequence[int]) -> DecoderSpec:
+def decoder_spec(
+    config: DecoderConfig, contexts: Sequence[int], prefill_tokens: Sequence[int], kv_dtype: str = "float32"
+) -> DecoderSpec:
     """What the runtime's loop needs to feed a decoder graph of these fixed shapes."""
     return DecoderSpec(
         layers=config.num_hidden_layers,
@@ -33,8 +35,9 @@ def decoder_spec(config: DecoderConfig, context_tokens: int, prefill_tokens: Seq
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         rope_theta=float(config.rope_theta),
-        context_tokens=context_tokens,
+        contexts=tuple(contexts),
         prefill_tokens=tuple(prefill_tokens),
+        kv_dtype=kv_dtype,
     )
 
 

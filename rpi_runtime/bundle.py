@@ -18,6 +18,7 @@ from rpi_runtime.errors import BundleError
 from rpi_runtime.manifest import (
     COMPONENTS,
     DECODER,
+    KV_BYTES,
     MANIFEST_FILE,
     VISION_BASE,
     VISION_LARGE,
@@ -210,13 +211,19 @@ def _decoder_contradictions(manifest: Manifest) -> Iterator[str]:
         spec.head_dim,
         spec.hidden_size,
         spec.vocab_size,
-        spec.context_tokens,
+        *spec.contexts,
         spec.rope_theta,
         *spec.prefill_tokens,
     )
+    if spec.kv_dtype not in KV_BYTES:
+        yield f"decoder.kv_dtype is {spec.kv_dtype!r}, not one of {', '.join(KV_BYTES)}"
     if list(spec.prefill_tokens) != sorted(set(spec.prefill_tokens)):
         yield f"decoder.prefill_tokens {list(spec.prefill_tokens)} is not ascending"
-    yield from _absent(graph, ["decode", *(f"prefill_{n}" for n in spec.prefill_tokens)])
+    if not spec.contexts or list(spec.contexts) != sorted(set(spec.contexts)):
+        yield f"decoder.contexts {list(spec.contexts)} is not an ascending list"
+        return
+    names = [spec.signature(n, slots) for slots in spec.contexts for n in (1, *spec.chunk_sizes(slots))]
+    yield from _absent(graph, names)
     shape = f"{table.rows} x {table.columns}"
     if (table.rows, table.columns) != (spec.vocab_size, spec.hidden_size):
         yield f"embedding is {shape}, the decoder {spec.vocab_size} x {spec.hidden_size}"

@@ -6,7 +6,7 @@ has its input arrays once; a step changes one column of a mask and never allocat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -57,20 +57,32 @@ def plan_chunks(tokens: int, sizes: tuple[int, ...]) -> tuple[Chunk, ...]:
 
 
 class Decoder:
-    """The decoder graph with its KV cache. Not safe for two threads at a time."""
+    """The decoder graph with its KV cache, which is as small as what it holds lets it be. Not safe for two
+    threads at a time.
 
-    def __init__(self, graph: Graph, spec: DecoderSpec, table: EmbeddingTable) -> None:
-        self.kv = KVCache(graph, spec)
+    `contexts` and `sizes` restrict it to some of the slots and of the prefill sizes that `spec` lists.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        spec: DecoderSpec,
+        table: EmbeddingTable,
+        *,
+        contexts: Sequence[int] = (),
+        sizes: Sequence[int] = (),
+    ) -> None:
+        self._contexts, self._sizes = tuple(contexts) or spec.contexts, tuple(sizes) or spec.prefill_tokens
+        if graph.copies_shared_inputs:
+            # One cache and one size of prefill: each signature used holds a cache of its own for good.
+            self._contexts = self._contexts[-1:]
+            self._sizes = self._sizes[len(self._sizes) // 2 :][:1]
+        self.kv = KVCache(graph, spec, self._contexts[0])
         self._graph = graph
         self._spec = spec
         self.table = table
         self._cos, self._sin = rope_table(spec.context_tokens + 1, spec.head_dim, spec.rope_theta)
         self._inputs: dict[int, _ChunkInputs] = {}
-        self._sizes = spec.prefill_tokens
-        if graph.copies_shared_inputs:
-            # One size of prefill: a cache of 1024 tokens of a 0.6 B decoder is 235 MB, for each signature
-            # used.
-            self._sizes = self._sizes[len(self._sizes) // 2 :][:1]
 
     def let_go(self) -> None:
         """Before its graph is closed: the KV cache stays."""
@@ -88,7 +100,10 @@ class Decoder:
         knows what it holds.
         """
         fed = 0
-        for chunk in plan_chunks(len(rows.positions) - 1, self._sizes):
+        self._fit(self.kv.tokens + len(rows.positions))
+        fitting = self._spec.chunk_sizes(self.kv.slots)
+        sizes = tuple(size for size in self._sizes if size in fitting)
+        for chunk in plan_chunks(len(rows.positions) - 1, sizes):
             inputs = self._for_size(chunk.size)
             rows.write(fed, inputs.embeddings[0, : chunk.tokens])
             inputs.embeddings[0, chunk.tokens :] = 0
@@ -103,6 +118,8 @@ class Decoder:
 
     def step(self, token_id: int) -> Array:
         """Feeds one token; logits [vocab] float32 of what follows it."""
+        if self.kv.tokens == self.kv.slots:
+            self._fit(self.kv.tokens + 1)
         inputs = self._for_size(1)
         inputs.embeddings[0] = self.table.rows((token_id,))
         return self._call(inputs, [token_id])
@@ -119,19 +136,28 @@ class Decoder:
         self.kv.append(outputs, positions)
         return outputs["logits"][0] if inputs.size == 1 else _NOTHING
 
+    def _fit(self, tokens: int) -> None:
+        """Gives the cache the fewest slots that `tokens` positions fit into."""
+        slots = next((n for n in self._contexts if n >= tokens), None)
+        if slots is None:
+            raise ValueError(f"{tokens} tokens do not fit the {self._contexts[-1]} slots of the KV cache")
+        if slots != self.kv.slots:
+            self._inputs.clear()
+            self.kv.resize(self._graph, slots)
+
     def _for_size(self, size: int) -> _ChunkInputs:
         """Made when a size is first used: on the Interpreter each signature costs memory of its own."""
         if size not in self._inputs:
-            name = "decode" if size == 1 else f"prefill_{size}"
-            runner = self._graph.runner(name, self.kv.shared)
-            self._inputs[size] = _ChunkInputs(runner, size, self._spec)
+            runner = self._graph.runner(self._spec.signature(size, self.kv.slots), self.kv.shared)
+            self._inputs[size] = _ChunkInputs(runner, size, self.kv.slots, self._spec)
         return self._inputs[size]
 
 
-def host_bytes(spec: DecoderSpec) -> int:
-    """What the inputs of all signatures take here: embeddings, angles, masks; and one row of logits."""
-    per_row = spec.hidden_size + spec.head_dim + spec.context_tokens
-    rows = sum((per_row + size) * size for size in (1, *spec.prefill_tokens))
+def host_bytes(spec: DecoderSpec, slots: int) -> int:
+    """What the inputs of all signatures for a cache of `slots` take here: embeddings, angles, masks; and one
+    row of logits."""
+    per_row = spec.hidden_size + spec.head_dim + slots
+    rows = sum((per_row + size) * size for size in (1, *spec.chunk_sizes(slots)))
     angles = (spec.context_tokens + 1) * spec.head_dim
     return 4 * (rows + angles + spec.vocab_size)
 
@@ -142,10 +168,10 @@ _NOTHING = np.empty(0, np.float32)
 class _ChunkInputs:
     """The input arrays of one signature, filled anew for each call."""
 
-    def __init__(self, runner: Runner, size: int, spec: DecoderSpec) -> None:
+    def __init__(self, runner: Runner, size: int, slots: int, spec: DecoderSpec) -> None:
         self.runner = runner
         self.size = size
-        self._slots = spec.context_tokens
+        self._slots = slots
         self._visible = 0
         self.embeddings = np.zeros((1, size, spec.hidden_size), np.float32)
         self.cos = np.empty((1, 1, size, spec.head_dim // 2), np.float32)

@@ -223,10 +223,14 @@ def _measure_here(bundle: Bundle, component: str, backend: str, threads: int, ca
 def _run_all(
     graph: Graph, manifest: Manifest, component: str, account: _Account
 ) -> Iterator[SignatureFootprint]:
-    shared: SharedInputs | None = None
-    if component == DECODER and manifest.decoder is not None:
-        shared = KVCache(graph, manifest.decoder).shared  # zeros, whose pages are not there yet
+    caches: dict[str, SharedInputs] = {}  # by signature
+    spec = manifest.decoder
+    if component == DECODER and spec is not None:
+        for slots in spec.contexts:
+            zeros = KVCache(graph, spec, slots).shared  # whose pages are not there yet
+            caches |= {spec.signature(n, slots): zeros for n in (1, *spec.prefill_tokens)}
     for name, signature in graph.signatures.items():
+        shared = caches.get(name)
         runner = graph.runner(name, shared)
         inputs = _zeros(signature, shared)
         account.taken()  # the inputs are the host's

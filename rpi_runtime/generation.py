@@ -145,7 +145,7 @@ class Generation(Iterator[str]):
         self._prompt = layout(
             self._turn.items, plans, session.codec, session.manifest.text.image_tokens, tokens_of_side
         )
-        _need_room(self._prompt, session.context_tokens)
+        _need_room(self._prompt, session)
         self._reused = self._prompt.reusable(session.held)
         left = self._prompt.after(self._reused)
         features = self._encode([run for run in left if isinstance(run, VisualRun)], pixels)
@@ -195,7 +195,7 @@ class Generation(Iterator[str]):
         sampler = Sampler(options.sampling, codec.vocab_size)
         history = [i for run in self._prompt.runs if isinstance(run, TokenRun) for i in run.ids]
         # The last token need not be fed, so it needs no slot.
-        room = decoder.kv.slots - self._prompt.tokens + 1
+        room = self._session.context_tokens - self._prompt.tokens + 1
         while True:
             with self._clock.phase("decode"):
                 token = self._pick(sampler, logits, history)
@@ -277,7 +277,8 @@ class Generation(Iterator[str]):
             self._on_end(self)
 
 
-def _need_room(prompt: Prompt, slots: int) -> None:
+def _need_room(prompt: Prompt, session: Session) -> None:
+    slots = session.context_tokens
     if prompt.tokens <= slots:
         return
     text = prompt.tokens - prompt.visual_tokens
@@ -287,6 +288,8 @@ def _need_room(prompt: Prompt, slots: int) -> None:
             "Use fewer pictures or a smaller scale (routing fixed:0.5 or less), or convert with fewer tiles "
             "or a larger --context."
         )
+    if session.is_shortened:
+        remedy = f"Give more memory: the budget left no room for a longer context. {remedy}"
     raise UsageError(
         f"the prompt takes {prompt.tokens} tokens ({prompt.visual_tokens} visual, {text} text), and the "
         f"context holds {slots}: no room for an answer",

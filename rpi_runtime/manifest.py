@@ -15,7 +15,7 @@ from typing import Any
 
 from rpi_runtime.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 
 VRC = "vrc"
@@ -84,6 +84,10 @@ class Embedding:
     columns: int
 
 
+# Types of the KV cache, and bytes of a number. int8 has a float32 scale for each key and value of a head.
+KV_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+
+
 @dataclass(frozen=True)
 class DecoderSpec:
     """What the host must know to feed the decoder graph and own its KV cache."""
@@ -94,13 +98,31 @@ class DecoderSpec:
     hidden_size: int
     vocab_size: int
     rope_theta: float
-    context_tokens: int
-    prefill_tokens: tuple[int, ...]  # ascending; one signature `prefill_<n>` each
+    contexts: tuple[int, ...]  # slots that the KV cache may have, ascending: signatures of their own for each
+    prefill_tokens: tuple[
+        int, ...
+    ]  # ascending; one signature `prefill_<n>` each, where the slots are as many
+    kv_dtype: str  # of keys and values: one of `KV_BYTES`
+
+    @property
+    def context_tokens(self) -> int:
+        """The most that an answer and all before it may take."""
+        return self.contexts[-1]
+
+    def signature(self, tokens: int, slots: int) -> str:
+        """Of a call with `tokens` new ones behind a cache of `slots`, one of `contexts`."""
+        name = "decode" if tokens == 1 else f"prefill_{tokens}"
+        return name if slots == self.context_tokens else f"{name}_in_{slots}"
+
+    def chunk_sizes(self, slots: int) -> tuple[int, ...]:
+        """The prefill sizes that a cache of `slots` has signatures for, ascending."""
+        return tuple(size for size in self.prefill_tokens if size <= slots)
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """float32 keys and values of all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * 4
+        """Keys and values of all layers, with their scales."""
+        scale = 4 if self.kv_dtype == "int8" else 0
+        return 2 * self.layers * self.kv_heads * (self.head_dim * KV_BYTES[self.kv_dtype] + scale)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""How an answer fits a memory budget: which graphs are open together, and how large a picture may be.
+"""How an answer fits a memory budget: how long a conversation may get, which graphs are open together, and
+how large a picture may be.
 
 A phase holds what is resident while it runs: the process with its libraries, the open graphs, keys and
-values, visual tokens, the picture. The peak of an answer is that of its fullest phase. Ways are tried in the
-order of preference (fastest first), all of which give the same answer; the first that fits is taken. What is
-left then bounds the pixels of a picture that cannot be decoded at a smaller scale.
+values, visual tokens, the picture. The peak of an answer is that of its fullest phase. The first choice that
+fits is taken: the largest context first, and with it the fastest of the ways, all of which give the same
+answer. What is left then bounds the pixels of a picture that cannot be decoded at a smaller scale.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rpi_runtime.footprint import Footprint
 from rpi_runtime.graphs import ONE_BY_ONE, TOGETHER, Residency
 from rpi_runtime.images import MAX_DECODED_PIXELS
 from rpi_runtime.kernel import memory, memory_available
-from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE, VRC, Manifest, VisionSpec
+from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE, VRC, DecoderSpec, Manifest, VisionSpec
 
 _BYTES_PER_PIXEL = 4  # as Pillow keeps RGB
 # A JPEG is decoded at the smallest of its scales that has the pixels of the grid, each half of the last.
@@ -53,15 +54,22 @@ def parse_budget(text: str) -> int:
 
 
 @dataclass(frozen=True)
+class Context:
+    """Bytes that a context takes when it is full."""
+
+    keys_and_values: int
+    host: int  # inputs and outputs of the decoder
+
+
+@dataclass(frozen=True)
 class Needs:
     """Bytes that parts of an answer take."""
 
     process: int  # Python and its libraries, LiteRT's included
     graphs: Mapping[str, int]  # those that an answer may use
-    keys_and_values: int  # of a full context
+    contexts: Mapping[int, Context]  # by tokens; (0: nothing) without a decoder
     visual_tokens: int  # of one picture
     picture: int  # the largest that is decoded at a scale, as it is decoded; 0 without vision
-    host: int  # inputs and outputs of the decoder
 
 
 @dataclass(frozen=True)
@@ -77,9 +85,10 @@ class Phase:
 @dataclass(frozen=True)
 class MemoryPlan:
     budget: int
+    contexts: tuple[int, ...]  # those that fit, ascending
     way: str  # one of `WAYS`
     phases: tuple[Phase, ...]
-    peaks: dict[str, int]  # of every way
+    peaks: dict[int, dict[str, int]]  # of every context of the bundle, in every way
     picture_pixels: int  # that may be held while a picture is decoded
 
     @property
@@ -88,11 +97,11 @@ class MemoryPlan:
 
     @property
     def fullest(self) -> Phase:
-        return max(self.phases, key=lambda phase: phase.bytes)
+        return _fullest(self.phases)
 
     @property
     def peak(self) -> int:
-        return self.peaks[self.way]
+        return self.peaks[self.contexts[-1]][self.way]
 
     @property
     def head_room(self) -> int:
@@ -100,9 +109,15 @@ class MemoryPlan:
 
 
 def needs(
-    manifest: Manifest, footprint: Footprint, process: int, branches: Sequence[str] = tuple(BRANCHES)
+    manifest: Manifest,
+    footprint: Footprint,
+    process: int,
+    branches: Sequence[str] = tuple(BRANCHES),
+    context_tokens: int | None = None,
 ) -> Needs:
-    """What answers of a bundle take, when this process holds `process` bytes without any graph."""
+    """What answers of a bundle take, when this process holds `process` bytes without any graph. With
+    `context_tokens` a conversation of as many must fit, and none that is longer. Raises `UsageError` when the
+    bundle has no such context."""
     components = {VRC, DECODER, *(BRANCHES[branch] for branch in branches)}
     graphs = {name: cost for name, cost in footprint.graphs().items() if name in components}
     spec, decoder = manifest.vision, manifest.decoder
@@ -110,11 +125,26 @@ def needs(
     return Needs(
         process=process + footprint.libraries,
         graphs=graphs,
-        keys_and_values=decoder.kv_bytes_per_token * decoder.context_tokens if decoder else 0,
+        contexts={
+            slots: Context(decoder.kv_bytes_per_token * slots, host_bytes(decoder, slots))
+            for slots in _contexts(decoder, context_tokens)
+        }
+        if decoder
+        else {0: Context(0, 0)},
         visual_tokens=tokens * decoder.hidden_size * 2 if decoder else 0,
         picture=_scaled_picture(spec) if spec else 0,
-        host=host_bytes(decoder) if decoder else 0,
     )
+
+
+def _contexts(decoder: DecoderSpec, tokens: int | None) -> tuple[int, ...]:
+    if tokens is None:
+        return decoder.contexts
+    if not 1 <= tokens <= decoder.context_tokens:
+        raise UsageError(
+            f"a context of {tokens} tokens is asked for, and the bundle has {decoder.context_tokens}",
+            f"Ask for 1 to {decoder.context_tokens}, or convert with a larger --context.",
+        )
+    return (next(slots for slots in decoder.contexts if slots >= tokens),)
 
 
 def _scaled_picture(spec: VisionSpec) -> int:
@@ -122,15 +152,17 @@ def _scaled_picture(spec: VisionSpec) -> int:
 
 
 def make_plan(budget: int, need: Needs) -> MemoryPlan:
-    """The first of `WAYS` that fits; raises `ResourceError` with the smallest budget that would do."""
-    phases = {way: _phases(need, residency) for way, residency in WAYS.items()}
-    peaks = {
-        way: math.ceil((1 + _MARGIN) * max(phase.bytes for phase in found)) for way, found in phases.items()
+    """The first choice that fits; raises `ResourceError` with the smallest budget that would do."""
+    choices = {
+        (context, way): _phases(need, context, WAYS[way])
+        for context in sorted(need.contexts, reverse=True)
+        for way in WAYS
     }
-    fits = [way for way in WAYS if peaks[way] <= budget]
-    if not fits:
-        least = min(peaks, key=lambda way: peaks[way])
-        fullest = max(phases[least], key=lambda phase: phase.bytes)
+    peaks = {choice: math.ceil((1 + _MARGIN) * _fullest(found).bytes) for choice, found in choices.items()}
+    chosen = next((choice for choice, peak in peaks.items() if peak <= budget), None)
+    if chosen is None:
+        least = min(peaks, key=lambda choice: peaks[choice])
+        fullest = _fullest(choices[least])
         most = max(fullest.holds, key=lambda who: fullest.holds[who])
         raise ResourceError(
             f"a memory budget of {budget // 10**6:,} MB is too small: the least that this bundle can do "
@@ -138,22 +170,34 @@ def make_plan(budget: int, need: Needs) -> MemoryPlan:
             f"Give {_mb(peaks[least])} or more, or convert for less: a smaller --context, fewer or smaller "
             "--tile-sides, a recipe with fewer bits.",
         )
-    way = fits[0]
-    room = budget - peaks[way]
+    context, way = chosen
+    room = budget - peaks[chosen]
     pixels = (need.picture + int(room / (1 + _MARGIN))) // _BYTES_PER_PIXEL
-    return MemoryPlan(budget, way, phases[way], peaks, min(pixels, MAX_DECODED_PIXELS))
+    return MemoryPlan(
+        budget=budget,
+        contexts=tuple(slots for slots in sorted(need.contexts) if slots <= context),
+        way=way,
+        phases=choices[chosen],
+        peaks={slots: {name: peaks[slots, name] for name in WAYS} for slots in sorted(need.contexts)},
+        picture_pixels=min(pixels, MAX_DECODED_PIXELS),
+    )
 
 
-def _phases(need: Needs, residency: Residency) -> tuple[Phase, ...]:
+def _fullest(phases: Sequence[Phase]) -> Phase:
+    return max(phases, key=lambda phase: phase.bytes)
+
+
+def _phases(need: Needs, context: int, residency: Residency) -> tuple[Phase, ...]:
     """Of an answer that is not the first: a graph is closed when one of another group is needed."""
     always = {"process": need.process}
-    told = {"keys and values": need.keys_and_values, "inputs": need.host}
+    held = need.contexts[context]
+    told = {"keys and values": held.keys_and_values, "inputs": held.host}
 
     def graphs(*components: str) -> dict[str, int]:
         """Those that are open while the fullest group with one of `components` is."""
         groups = [group for group in residency if group & {*components}]
-        held = [{name: need.graphs[name] for name in sorted(group & need.graphs.keys())} for group in groups]
-        return max(held, key=lambda one: sum(one.values()), default={})
+        found = [{name: need.graphs[name] for name in sorted(group & need.graphs.keys())} for group in groups]
+        return max(found, key=lambda one: sum(one.values()), default={})
 
     found = []
     if need.picture:

@@ -55,6 +55,7 @@ class Session:
         residency: Residency = TOGETHER,
         memory_budget: int | None = None,
         branches: Sequence[str] = tuple(BRANCHES),
+        context_tokens: int | None = None,
     ) -> Session:
         """Checks the bundle and chooses a backend; opens no graph yet.
 
@@ -63,8 +64,9 @@ class Session:
         `residency` says which graphs may be open together (`graphs.TOGETHER`, `graphs.ONE_BY_ONE`): with
         fewer an answer takes less memory, and longer. `memory_budget` is what this process may hold at most,
         resident bytes as the kernel counts them; what it holds already counts. It decides about `residency`,
-        and about the largest picture; the first time on a machine, graphs are measured for some seconds.
-        Only `branches` may then be asked for: a budget need not hold what is never used.
+        the context and the largest picture. The first time on a machine, graphs are measured for seconds.
+        Only `branches` may then be asked for: a budget need not hold what is never used; nor a longer
+        conversation than `context_tokens`, which otherwise is the longest of the bundle's that fits.
         Raises `BundleError`, `ResourceError` (no runtime fits, or the budget is too small), `UsageError` (an
         unknown backend).
         """
@@ -83,7 +85,7 @@ class Session:
             tuple(branches),
         )
         if memory_budget is not None:
-            session._keep_to(memory_budget)
+            session._keep_to(memory_budget, context_tokens)
         return session
 
     def __init__(
@@ -188,7 +190,8 @@ class Session:
         spec, _ = self._decoder_parts()
         graph = self.graph(DECODER)
         if self._decoder is None:
-            self._decoder = Decoder(graph, spec, self.embedding)
+            contexts = self.plan.contexts if self.plan else spec.contexts
+            self._decoder = Decoder(graph, spec, self.embedding, contexts=contexts)
         self._decoder.use(graph)
         return self._decoder
 
@@ -204,7 +207,14 @@ class Session:
 
     @property
     def context_tokens(self) -> int:
-        return self._decoder_parts()[0].context_tokens
+        """The most that a prompt and its answer may take; a memory budget may leave less than there is."""
+        most = self._decoder_parts()[0].context_tokens
+        return self.plan.contexts[-1] if self.plan else most
+
+    @property
+    def is_shortened(self) -> bool:
+        """Whether a memory budget leaves less context than the bundle has."""
+        return self.context_tokens < self._decoder_parts()[0].context_tokens
 
     @property
     def weight_caches(self) -> dict[str, str]:
@@ -254,7 +264,7 @@ class Session:
     ) -> None:
         self.close()
 
-    def _keep_to(self, budget: int) -> None:
+    def _keep_to(self, budget: int, context_tokens: int | None) -> None:
         """Plans for `budget`. What every answer needs is loaded first, so that it counts."""
         # Only a budget needs them, and they bring subprocess, argparse and tempfile.
         from rpi_runtime.footprint import known
@@ -263,7 +273,7 @@ class Session:
         _ = self.codec
         folder = self._cache_folder or default_folder()
         footprint = known(self.bundle, self.choice, self.threads, folder)
-        need = needs(self.manifest, footprint, memory().resident_bytes, self._branches)
+        need = needs(self.manifest, footprint, memory().resident_bytes, self._branches, context_tokens)
         self.plan = make_plan(budget, need)
         self._graphs = Graphs(self._open_graph, self.plan.residency, self._before_close)
 

@@ -181,7 +181,8 @@ def routing_model(routing_checkpoint: Path) -> HyperVL:
 
 @pytest.fixture(scope="session")
 def nano_bundle(routing_checkpoint: Path, make_once: MakeOnce) -> Path:
-    """The bundle of `routing_checkpoint`: fp32, context 512, prefill in chunks of 8 and 32."""
+    """The bundle of `routing_checkpoint`: fp32, a context of 512 and a short one of 128,
+    prefill in chunks of 8 and 32."""
 
     def make(folder: Path) -> None:
         convert(
@@ -191,7 +192,7 @@ def nano_bundle(routing_checkpoint: Path, make_once: MakeOnce) -> Path:
                 recipe="fp32",
                 tile_sides=TILE_SIDES,
                 prefill_tokens=(8, 32),
-                context_tokens=512,
+                contexts=(128, 512),
                 embedding="fp16",
             )
         )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import os
 import signal
 import sys
 from typing import Annotated
 
 import typer
 
-from rpi_runtime.errors import EdgeError, ExitCode
+from rpi_runtime.errors import EdgeError, ExitCode, ResourceError
 from toolkit import report
 from toolkit.commands.assemble import assemble
 from toolkit.commands.cache import cache
@@ -62,10 +63,13 @@ app.command(name="eval")(evaluate)
 
 def main() -> None:
     """Exit codes: 0 fine, 1 a check found something, 2 wrong usage, 3 could not check, 130 Ctrl-C."""
+    # NumPy's BLAS takes 32 MB for each core when it is imported, and nothing here multiplies with it.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
     try:
+        _check_limits()
         app()
     except EdgeError as error:
         if debug:
@@ -91,6 +95,23 @@ def main() -> None:
             raise
         report.error(_describe(error), _REMEDIES.get(error.errno, "Check the path and try again."))
         sys.exit(int(ExitCode.COULD_NOT_CHECK))
+
+
+def _check_limits() -> None:
+    """Raises `ResourceError` when this process may not even import NumPy, whose BLAS would end it in its own
+    words."""
+    try:
+        import resource
+    except ImportError:  # not Unix
+        return
+    for limit, least, option in ((resource.RLIMIT_DATA, 60e6, "-d"), (resource.RLIMIT_AS, 150e6, "-v")):
+        allowed, _ = resource.getrlimit(limit)
+        if 0 <= allowed < least:
+            raise ResourceError(
+                f"this process may take {allowed / 1e6:.0f} MB of memory, and Python with NumPy alone needs "
+                f"{least / 1e6:.0f} MB",
+                f"Raise the limit: ulimit {option} unlimited.",
+            )
 
 
 _REMEDIES = {

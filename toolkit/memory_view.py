@@ -30,13 +30,21 @@ def print_plan(title: str, plan: MemoryPlan) -> None:
     rows.append(["all", *(_mb(phase.bytes) for phase in plan.phases)])
     names = [phase.name for phase in plan.phases]
     report.table(title, ("MB", *names), rows, right=names)
+    chosen = (plan.contexts[-1], plan.way)
     report.out.print(
-        f"graphs {plan.way}: {_mb(plan.peak)} MB at most, {_mb(plan.head_room)} MB of head room; "
-        f"fullest is {plan.fullest.name}",
+        f"{plan.contexts[-1]:,} tokens, graphs {plan.way}: {_mb(plan.peak)} MB at most, "
+        f"{_mb(plan.head_room)} MB of head room; fullest is {plan.fullest.name}",
         highlight=False,
     )
-    others = ", ".join(f"{way} {_mb(peak)} MB" for way, peak in plan.peaks.items() if way != plan.way)
-    report.out.print(f"other ways: {others}", highlight=False)
+    rows = [
+        [
+            f"{context:,}",
+            *(_mb(peak) + (" *" if (context, way) == chosen else "") for way, peak in ways.items()),
+        ]
+        for context, ways in plan.peaks.items()
+    ]
+    ways = list(next(iter(plan.peaks.values())))
+    report.table("MB at most, by tokens of context", ("context", *ways), rows, right=("context", *ways))
     if plan.picture_pixels:
         report.out.print(
             f"pictures: JPEGs of any size; others up to {plan.picture_pixels / 1e6:.1f} megapixels",

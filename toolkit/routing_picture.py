@@ -1,8 +1,7 @@
 """Draws what routing decided: tile borders over the photo, coloured by the side each tile is encoded at.
 
-Warm colours are expensive, cold ones cheap. The colours are Okabe and Ito's, which people with any colour
-vision can tell apart, and every tile also says its side and tokens. Beside the photo: how many tiles got
-which side, and the visual tokens against those of the unrouted picture.
+Warm colours are expensive, cold ones cheap, and every tile also says its side and tokens. Beside the photo:
+how many tiles got which side, and the visual tokens against those of the unrouted picture.
 """
 
 from __future__ import annotations
@@ -12,21 +11,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from rpi_runtime.images import Picture
 from rpi_runtime.manifest import VisionSpec
 from rpi_runtime.tiling import GREY, Grid, Tile
+from toolkit.drawing import EMPTY, FAINT, INK, PAPER, WARM_TO_COLD, Font, font_of
 
 # Small pictures are enlarged to the first, large ones reduced to the second.
 MIN_LONG_SIDE_PX = 960
 MAX_LONG_SIDE_PX = 1600
 
-_WARM_TO_COLD = ("#D55E00", "#E69F00", "#F0E442", "#009E73", "#56B4E9", "#0072B2")
-_PAPER, _INK, _FAINT, _EMPTY = "#FFFFFF", "#1A1A1A", "#5F6368", "#E4E6E9"
 _TINT = 0.12
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Area = tuple[int, int, int, int]  # left, upper, right, lower in px of the page
 
 
@@ -42,7 +39,7 @@ def draw_routing(
     layout = _layout(picture, grid, len(spec.tile_sides))
     if picture.held_px == (0, 0):
         picture.decode(layout.photo[0], layout.photo[1])
-    page = Image.new("RGB", layout.page, _PAPER)
+    page = Image.new("RGB", layout.page, PAPER)
     colours = _colours(spec)
     for tile, side in zip(grid.tiles, sides, strict=True):
         area = layout.thumbnail if tile.is_thumbnail else layout.cell(grid, tile)
@@ -138,8 +135,8 @@ def _draw_chip(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], colour: str, lines: tuple[str, str], size: float
 ) -> None:
     """Two lines of text on a patch of `colour`."""
-    fonts = (_font(size), _font(0.7 * size))
-    ink = _INK if _brightness(colour) > 0.45 else _PAPER
+    fonts = (font_of(size), font_of(0.7 * size))
+    ink = INK if _brightness(colour) > 0.45 else PAPER
     inset = 0.35 * size
     width = max(draw.textlength(text, font=font) for text, font in zip(lines, fonts, strict=True))
     left, top = at
@@ -153,25 +150,25 @@ def _draw_legend(
 ) -> None:
     draw, unit, colours = ImageDraw.Draw(page), layout.unit, _colours(spec)
     left, top, right, _ = layout.legend
-    small = _font(1.9 * unit)
+    small = font_of(1.9 * unit)
     used = sum(spec.tokens(side) for side in sides)
     unrouted = len(sides) * spec.tokens(spec.tile_sides[0])
     title = f"{used:,} of {unrouted:,} visual tokens"
-    draw.text((left, top), title, font=_fitting(draw, title, 2.6 * unit, right - left), fill=_INK)
+    draw.text((left, top), title, font=_fitting(draw, title, 2.6 * unit, right - left), fill=INK)
     count = grid.columns * grid.rows
     tiles = "1 tile" if count == 1 else f"{grid.columns} × {grid.rows} tiles"
     if len(sides) > count:
         tiles += " and a thumbnail"
         at = (layout.thumbnail[0], layout.thumbnail[3] + 0.5 * unit)
-        draw.text(at, "thumbnail", font=_font(1.6 * unit), fill=_FAINT)
+        draw.text(at, "thumbnail", font=font_of(1.6 * unit), fill=FAINT)
     saved = f"{tiles}, {100 * (1 - used / unrouted):.0f} % of tokens saved"
     draw.text(
-        (left, top + 3.8 * unit), saved, font=_fitting(draw, saved, 1.9 * unit, right - left), fill=_FAINT
+        (left, top + 3.8 * unit), saved, font=_fitting(draw, saved, 1.9 * unit, right - left), fill=FAINT
     )
 
     # A bar: all of it is the unrouted picture, its coloured parts are what each side takes.
     bar = top + 7.2 * unit
-    draw.rectangle((left, bar, right, bar + 2 * unit), fill=_EMPTY)
+    draw.rectangle((left, bar, right, bar + 2 * unit), fill=EMPTY)
     start = float(left)
     for side in spec.tile_sides:
         end = start + (right - left) * sides.count(side) * spec.tokens(side) / unrouted
@@ -182,7 +179,7 @@ def _draw_legend(
     row = bar + 3.6 * unit
     for side in spec.tile_sides:
         count = sides.count(side)
-        ink = _INK if count else _FAINT
+        ink = INK if count else FAINT
         draw.rectangle((left, row, left + 2 * unit, row + 2 * unit), fill=colours[side])
         for offset, text in (
             (3.2, f"{side} px"),
@@ -197,8 +194,8 @@ def _colours(spec: VisionSpec) -> dict[int, str]:
     """The largest side is the warmest; the same side has the same colour in every picture of a bundle."""
     sides = sorted(spec.tile_sides, reverse=True)
     steps = max(1, len(sides) - 1)
-    last = len(_WARM_TO_COLD) - 1
-    return {side: _WARM_TO_COLD[i * last // steps] for i, side in enumerate(sides)}
+    last = len(WARM_TO_COLD) - 1
+    return {side: WARM_TO_COLD[i * last // steps] for i, side in enumerate(sides)}
 
 
 def _brightness(colour: str) -> float:
@@ -208,16 +205,4 @@ def _brightness(colour: str) -> float:
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, size: float, width: float) -> Font:
     """A font of at most `size` in which `text` is no wider than `width`."""
-    return _font(math.floor(size * min(1.0, width / draw.textlength(text, font=_font(size)))))
-
-
-def _font(size: float) -> Font:
-    points = max(8, round(size))
-    try:
-        return ImageFont.truetype("DejaVuSans.ttf", points)
-    except OSError:
-        pass
-    try:
-        return ImageFont.load_default(points)
-    except TypeError:  # Pillow before 10.1 has one font, of one size
-        return ImageFont.load_default()
+    return font_of(math.floor(size * min(1.0, width / draw.textlength(text, font=font_of(size)))))

@@ -28,7 +28,7 @@ class BackendChoice:
 class SharedInputs(Protocol):
     """Inputs that the host owns and several signatures read: the KV cache.
 
-    Each is a flat float32 input of the graph; the host addresses it in the shape it gave to `Graph.shared`.
+    Each is a flat input of the graph; the host addresses it in the shape it gave to `Graph.shared`.
     The whole array is never copied by a run.
     """
 
@@ -41,9 +41,17 @@ class SharedInputs(Protocol):
     def read(self, name: str) -> Array:
         """A copy of the whole array, in its shape."""
 
+    def take(self, name: str) -> Array:
+        """The whole array, in its shape, which this gives up: its memory goes with the array."""
+
     def detach(self) -> None:
         """Keeps what they hold when the graph is closed. A runner of the same graph, opened again, takes
         them."""
+
+
+def shared_dtypes(signatures: Mapping[str, Signature]) -> dict[str, str]:
+    """Input -> dtype, of all signatures: those that share an input agree."""
+    return {t.name: t.dtype for signature in signatures.values() for t in signature.inputs}
 
 
 class Runner(Protocol):
@@ -71,6 +79,9 @@ class Graph(Protocol):
 
     def runner(self, signature: str, shared: SharedInputs | None = None) -> Runner:
         """The runner of `signature` whose inputs named in `shared` are bound to it; made once."""
+
+    def forget(self, shared: SharedInputs) -> None:
+        """Drops the runners that read `shared`, which must not be used after it."""
 
     def close(self) -> None:
         """Gives back the native memory. Runners of this graph must not be used after it, nor shared inputs

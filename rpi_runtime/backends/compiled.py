@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from rpi_runtime.backends.base import Array, BackendChoice, SharedInputs, check_inputs
-from rpi_runtime.errors import BundleError
+from rpi_runtime.backends.base import Array, BackendChoice, SharedInputs, check_inputs, shared_dtypes
+from rpi_runtime.errors import BundleError, ResourceError
 from rpi_runtime.manifest import Signature, Tensor
 from rpi_runtime.native_logs import quiet, silent_exit
 
@@ -37,6 +38,7 @@ class CompiledGraph:
         self, path: Path, *, threads: int, cache_file: Path | None, verbose: bool, choice: BackendChoice
     ) -> None:
         self.choice = choice
+        self._name = path.name
         self._verbose = verbose
         self._runners: dict[tuple[str, BoundArrays | None], CompiledRunner] = {}
         with quiet(verbose):
@@ -47,36 +49,35 @@ class CompiledGraph:
                     num_threads=threads, xnnpack_weight_cache_path=str(cache_file) if cache_file else ""
                 ),
             )
-            try:
+            with _told(f"{path.name}: LiteRT {choice.version}"):
                 self._model = litert.CompiledModel.from_file(
                     str(path), environment=_environment(), options=options
                 )
-            except RuntimeError as error:
-                raise BundleError(
-                    f"{path.name}: LiteRT {choice.version} cannot load it ({error})",
-                    "Run `toolkit verify` on the bundle; convert it again if it is whole.",
-                ) from error
-            self.signatures = {
-                name: Signature(
-                    name,
-                    _tensors(self._model.get_input_tensor_details(name), names["inputs"]),
-                    _tensors(self._model.get_output_tensor_details(name), names["outputs"]),
-                )
-                for name, names in self._model.get_signature_list().items()
-            }
+                self.signatures = {
+                    name: Signature(
+                        name,
+                        _tensors(self._model.get_input_tensor_details(name), names["inputs"]),
+                        _tensors(self._model.get_output_tensor_details(name), names["outputs"]),
+                    )
+                    for name, names in self._model.get_signature_list().items()
+                }
 
     def shared(self, shapes: Mapping[str, tuple[int, ...]]) -> BoundArrays:
-        return BoundArrays(shapes)
+        return BoundArrays(shapes, shared_dtypes(self.signatures))
 
     def runner(self, signature: str, shared: SharedInputs | None = None) -> CompiledRunner:
         if shared is not None and not isinstance(shared, BoundArrays):
             raise TypeError(f"these shared inputs belong to another backend: {type(shared).__name__}")
         key = (signature, shared)
         if key not in self._runners:
-            self._runners[key] = CompiledRunner(
-                self._model, self.signatures[signature], shared, self._verbose
-            )
+            with _told(f"{self._name}: LiteRT {self.choice.version}"):
+                self._runners[key] = CompiledRunner(
+                    self._model, self.signatures[signature], shared, self._verbose
+                )
         return self._runners[key]
+
+    def forget(self, shared: SharedInputs) -> None:
+        self._runners = {key: runner for key, runner in self._runners.items() if key[1] is not shared}
 
     def close(self) -> None:
         self._runners.clear()
@@ -86,9 +87,9 @@ class CompiledGraph:
 class BoundArrays:
     """One aligned array per name, which every signature reads where it lies."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> None:
         self.shapes = dict(shapes)
-        self._arrays = {name: _aligned_zeros(shape) for name, shape in shapes.items()}
+        self._arrays = {name: _aligned_zeros(shape, dtypes[name]) for name, shape in shapes.items()}
         create = _litert().TensorBuffer.create_from_host_memory
         # Flat, because LiteRT makes one-dimensional buffers of host memory and refuses them for other ranks.
         self.buffers = {name: create(array.reshape(-1)) for name, array in self._arrays.items()}
@@ -98,6 +99,10 @@ class BoundArrays:
 
     def read(self, name: str) -> Array:
         return self._arrays[name].copy()
+
+    def take(self, name: str) -> Array:
+        del self.buffers[name]
+        return self._arrays.pop(name)
 
     def detach(self) -> None:
         """The memory is the host's."""
@@ -129,18 +134,19 @@ class CompiledRunner:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         check_inputs(self.signature, self._bound, inputs)
-        if self._first and not self._verbose:
-            # The first buffer written makes the runtime's own environment, with all its lines.
-            with quiet():
+        with _told(f"{self.signature.name}: LiteRT"):
+            if self._first and not self._verbose:
+                # The first buffer written makes the runtime's own environment, with all its lines.
+                with quiet():
+                    self._run(inputs)
+                silent_exit()
+            else:
                 self._run(inputs)
-            silent_exit()
-        else:
-            self._run(inputs)
-        self._first = False
-        return {
-            t.name: self._outputs[t.name].read(math.prod(t.shape), np.dtype(t.dtype)).reshape(t.shape)
-            for t in self.signature.outputs
-        }
+            self._first = False
+            return {
+                t.name: self._outputs[t.name].read(math.prod(t.shape), np.dtype(t.dtype)).reshape(t.shape)
+                for t in self.signature.outputs
+            }
 
     def _run(self, inputs: Mapping[str, Array]) -> None:
         for name, value in inputs.items():
@@ -148,15 +154,34 @@ class CompiledRunner:
         self._model.run_by_name(self.signature.name, self._inputs, self._outputs)
 
 
-def _aligned_zeros(shape: tuple[int, ...]) -> Array:
-    """Zeroed float32 memory that LiteRT uses in place; untouched pages cost nothing.
+@contextmanager
+def _told(who: str) -> Iterator[None]:
+    """LiteRT's errors in our words: it says RuntimeError, whatever went wrong."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip(" └")
+        if "llocat" in reason:  # "Failed to allocate tensors", "... to allocate aligned memory"
+            raise ResourceError(
+                f"{who} ran out of memory ({reason})",
+                "Close other programs, raise the limits of this process (ulimit -a), or plan for what there "
+                "is: --memory auto.",
+            ) from error
+        raise BundleError(
+            f"{who} cannot run it ({reason})",
+            "Run `toolkit verify` on the bundle; convert it again if it is whole.",
+        ) from error
+
+
+def _aligned_zeros(shape: tuple[int, ...], dtype: str) -> Array:
+    """Zeroed memory that LiteRT uses in place; untouched pages cost nothing.
 
     64 bytes more lie behind it, because XNNPACK's kernels may read a vector past the end (XNN_EXTRA_BYTES).
     """
-    elements = math.prod(shape)
-    raw = np.zeros(elements + 2 * _ALIGNMENT_BYTES // 4, dtype=np.float32)
-    start = (-raw.ctypes.data % _ALIGNMENT_BYTES) // 4
-    return raw[start : start + elements].reshape(shape)
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(count + 2 * _ALIGNMENT_BYTES, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT_BYTES
+    return raw[start : start + count].view(dtype).reshape(shape)
 
 
 def _tensors(details: Mapping[str, Mapping[str, Any]], names: list[str]) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rpi_runtime.backends.base import Array, BackendChoice, SharedInputs, check_inputs
+from rpi_runtime.backends.base import Array, BackendChoice, SharedInputs, check_inputs, shared_dtypes
 from rpi_runtime.backends.old_kernels import misread_weights
 from rpi_runtime.errors import BundleError
 from rpi_runtime.manifest import Signature, Tensor
@@ -50,7 +50,7 @@ class InterpreterGraph:
             self.signatures = {name: self._describe(name) for name in self._interpreter.get_signature_list()}
 
     def shared(self, shapes: Mapping[str, tuple[int, ...]]) -> MirroredInputs:
-        return MirroredInputs(shapes)
+        return MirroredInputs(shapes, shared_dtypes(self.signatures))
 
     def runner(self, signature: str, shared: SharedInputs | None = None) -> InterpreterRunner:
         if shared is not None and not isinstance(shared, MirroredInputs):
@@ -59,6 +59,9 @@ class InterpreterGraph:
         if key not in self._runners:
             self._runners[key] = self._new_runner(signature, shared)
         return self._runners[key]
+
+    def forget(self, shared: SharedInputs) -> None:
+        self._runners = {key: runner for key, runner in self._runners.items() if key[1] is not shared}
 
     def close(self) -> None:
         self._runners.clear()
@@ -110,8 +113,9 @@ class MirroredInputs:
     own, so there can be one of these per graph at a time.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> None:
         self.shapes = dict(shapes)
+        self._dtypes = dtypes
         self._tensors: dict[str, list[tuple[Any, int, int]]] = {name: [] for name in shapes}
         self._kept: dict[str, Array] = {}  # while no interpreter has them
 
@@ -126,6 +130,12 @@ class MirroredInputs:
             else:
                 target[...] = self._kept.pop(name).reshape(-1) if name in self._kept else 0
             places.append(place)
+
+    def take(self, name: str) -> Array:
+        array = self.read(name)
+        self._tensors[name].clear()
+        self._kept.pop(name, None)
+        return array
 
     def detach(self) -> None:
         for name, places in self._tensors.items():
@@ -146,7 +156,7 @@ class MirroredInputs:
         places = self._tensors[name]
         if not places:
             kept = self._kept.get(name)
-            return np.zeros(self.shapes[name], np.float32) if kept is None else kept.copy()
+            return np.zeros(self.shapes[name], self._dtypes[name]) if kept is None else kept.copy()
         return _view(*places[0]).reshape(self.shapes[name]).copy()
 
 

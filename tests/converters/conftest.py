@@ -37,7 +37,7 @@ def nano_options(shallow_checkpoint: Path) -> ConvertOptions:
         recipe="int8,vrc=fp16",
         tile_sides=(384, 128),
         prefill_tokens=(16,),
-        context_tokens=128,
+        contexts=(64, 128),
     )
 
 

@@ -80,7 +80,7 @@ def test_signatures_follow_the_options(converted: Converted) -> None:
         "vrc": ["route"],
         "vision_base": ["tile_128", "tile_384"],
         "vision_large": ["tile_128", "tile_384"],
-        "decoder": ["decode", "prefill_16"],
+        "decoder": ["decode", "decode_in_64", "prefill_16", "prefill_16_in_64"],
     }
     assert manifest.decoder is not None
     assert manifest.vision is not None
@@ -147,7 +147,7 @@ def test_the_decoder_alone_makes_a_text_bundle(nano_options: ConvertOptions, tmp
         tile_sides=None,
         recipe="int8",
         prefill_tokens=(8,),
-        context_tokens=64,
+        contexts=(64,),
         embedding="fp16",
     )
     manifest = Bundle.open(convert(options).bundle).manifest
@@ -238,7 +238,8 @@ def test_a_changed_option_touches_only_its_stages() -> None:
     assert changed_stages(bundle=Path("elsewhere"), delegate="gpu") == set()
     assert changed_stages(recipe="vision=fp16") == {n for n in branches if not n.startswith("export")}
     assert changed_stages(recipe="decoder=fp16") == decoder, "int8 is smoothed before the export"
-    assert changed_stages(context_tokens=512) == decoder
+    assert changed_stages(contexts=(512,)) == decoder
+    assert changed_stages(kv="float16") == decoder
     assert changed_stages(prefill_tokens=(64,)) == decoder
     assert changed_stages(tile_sides=(384,)) == branches
     assert changed_stages(embedding="fp16") == {"embedding"}

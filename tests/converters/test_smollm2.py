@@ -47,7 +47,7 @@ def measured(smollm2_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
                 components=(DECODER,),
                 recipe=recipe,
                 prefill_tokens=(8,),
-                context_tokens=512,
+                contexts=(512,),
             )
         )
         for recipe in RECIPES

@@ -11,7 +11,7 @@ from hypervl.checkpoint import Checkpoint, save
 from hypervl.config import DecoderConfig, HyperVLConfig, TilingConfig, VisionConfig, VRCConfig
 from hypervl.model import build
 
-OPTIONS = ExportOptions(tile_sides=(96, 64), prefill_tokens=(8, 32), context_tokens=96)
+OPTIONS = ExportOptions(tile_sides=(96, 64), prefill_tokens=(8, 32), contexts=(96,))
 
 CONFIG = HyperVLConfig(
     name="tiny",

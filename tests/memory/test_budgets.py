@@ -29,7 +29,7 @@ import json, sys
 from rpi_runtime.session import Session
 bundle, budget, *pictures = sys.argv[1:]
 with Session.open(bundle, threads=1, memory_budget=int(budget), branches=("base",)) as session:
-    told = [session.plan.way, session.plan.peak, session.plan.peaks, []]
+    told = [session.plan.way, session.plan.peak, session.plan.peaks[512], []]
     for picture in pictures:
         generation = session.generate("What is this?", [picture], routing="fixed:0.25", max_new_tokens=8)
         told[3].append("".join(generation))
@@ -42,7 +42,7 @@ with Session.open(bundle, threads=1, memory_budget=int(budget), branches=("base"
 class Answered:
     way: str
     planned: int
-    peaks: dict[str, int]
+    peaks: dict[str, int]  # of the full context, by way
     texts: list[str]
     peak: int  # resident, as the kernel says
 
@@ -191,9 +191,43 @@ def test_plan_shows_who_holds_what(nano_bundle: Path, measured: Footprint) -> No
         toolkit("plan", nano_bundle, "--memory", "1GB", "--threads", 1, "--json").stdout
     )
     assert data["budget"] == 1_000_000_000
-    assert data["peak"] == data["peaks"][data["way"]]
+    assert data["contexts"] == [128, 512]
+    assert data["peak"] == data["peaks"]["512"][data["way"]]
     assert data["head_room"] == data["budget"] - data["peak"]
     assert [phase["name"] for phase in data["phases"]][-1] == "decode"
+
+
+def test_plan_draws_its_columns_and_the_budget(
+    nano_bundle: Path, measured: Footprint, tmp_path: Path
+) -> None:
+    """Each column is as high as the phase is full, against the line of the budget."""
+    path = tmp_path / "plan.png"
+    asked = ("plan", nano_bundle, "--memory", "1GB", "--threads", 1, "--json")
+    plan = json.loads(toolkit(*asked).stdout)
+    tight = (plan["peak"] + 8_000_000) // 1_000_000
+    asked = ("plan", nano_bundle, "--memory", f"{tight}MB", "--threads", 1, "--json", "--picture", path)
+    plan = json.loads(toolkit(*asked).stdout)
+    with Image.open(path) as opened:
+        page = np.asarray(opened.convert("RGB")).astype(int)
+    columns = page[:, 80:700]
+    (line,) = np.flatnonzero((columns.sum(-1) < 200).mean(1) > 0.95)[:1]
+    bottom = 540
+    for i, phase in enumerate(plan["phases"]):
+        left = round((i + 0.5) * 620 / len(plan["phases"]))
+        # From the bottom up, a column is never paper.
+        filled = (np.ptp(columns[:bottom, left], axis=-1) > 20) | (columns[:bottom, left].sum(-1) < 620)
+        high = int(np.argmin(filled[::-1]))
+        held = sum(phase["holds"].values())
+        assert high / (bottom - line) == pytest.approx(held / plan["budget"], abs=0.02)
+
+
+def test_plan_for_a_shorter_conversation(nano_bundle: Path, measured: Footprint) -> None:
+    asked = ("plan", nano_bundle, "--memory", "1GB", "--threads", 1, "--json", "--context")
+    assert json.loads(toolkit(*asked, 100).stdout)["contexts"] == [128]
+    assert json.loads(toolkit(*asked, 129).stdout)["contexts"] == [512]
+    refused = toolkit(*asked, 513)
+    assert refused.returncode == 2
+    assert "a context of 513 tokens is asked for, and the bundle has 512" in refused.stderr
 
 
 def test_run_keeps_a_budget_or_says_what_would_do(
@@ -208,3 +242,32 @@ def test_run_keeps_a_budget_or_says_what_would_do(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["memory"]["peak_resident_bytes"] <= (least + 2) * 1_000_000
     assert toolkit(*ask, "--memory", "lots").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "megabytes", "words"),
+    [
+        ("data", 30, "may take 30 MB of memory, and Python with NumPy alone needs 60 MB"),
+        ("data", 70, "out of memory"),
+        ("data", 85, "ran out of memory"),
+        ("as", 100, "may take 100 MB of memory, and Python with NumPy alone needs 150 MB"),
+        ("as", 180, "out of memory"),
+    ],
+)
+def test_a_limit_of_the_process_ends_in_a_message(
+    nano_bundle: Path, photo: Path, limit: str, megabytes: int, words: str
+) -> None:
+    """Whatever the kernel refuses, NumPy's memory or LiteRT's."""
+    ask = ("run", nano_bundle, "--image", photo, "--prompt", "What?", "--max-new-tokens", 4, "--threads", 1)
+    command = [
+        "prlimit",
+        f"--{limit}={megabytes * 10**6}",
+        sys.executable,
+        "-m",
+        "toolkit.cli",
+        *map(str, ask),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

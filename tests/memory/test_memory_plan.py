@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 from rpi_runtime.errors import ResourceError, UsageError
 from rpi_runtime.kernel import memory, memory_available
 from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE, VRC
-from rpi_runtime.memory_plan import WAYS, MemoryPlan, Needs, make_plan, parse_budget
+from rpi_runtime.memory_plan import WAYS, Context, MemoryPlan, Needs, make_plan, parse_budget
 
 MB = 1_000_000
 NEEDS = Needs(
     process=70 * MB,
     graphs={VRC: 2 * MB, VISION_BASE: 24 * MB, VISION_LARGE: 27 * MB, DECODER: 20 * MB},
-    keys_and_values=2 * MB,
+    contexts={256: Context(2 * MB, MB), 1024: Context(30 * MB, MB)},
     visual_tokens=MB,
     picture=10 * MB,
-    host=MB,
 )
 sizes = st.integers(0, 10_000 * MB)
 
@@ -32,10 +31,13 @@ def any_needs(draw: st.DrawFn) -> Needs:
     return Needs(
         process=draw(st.integers(MB, 200 * MB)),
         graphs={name: draw(sizes) for name in sorted({*names, DECODER})},
-        keys_and_values=draw(sizes),
+        contexts={
+            tokens: Context(cost * tokens, cost)
+            for cost in [draw(st.integers(0, MB))]
+            for tokens in draw(st.sets(st.integers(1, 4096), min_size=1, max_size=3))
+        },
         visual_tokens=draw(sizes) if vision else 0,
         picture=draw(st.integers(1, 100 * MB)) if vision else 0,
-        host=draw(sizes),
     )
 
 
@@ -45,12 +47,25 @@ def planned(budget: int) -> MemoryPlan:
 
 def test_the_fastest_way_that_fits_is_taken() -> None:
     peaks = planned(1000 * MB).peaks
-    assert list(peaks) == list(WAYS)
-    for way, peak in peaks.items():
+    assert list(peaks) == [256, 1024]
+    for ways in peaks.values():
+        assert list(ways) == list(WAYS)
+    for way, peak in peaks[1024].items():
         assert planned(peak).way == way
         assert planned(peak).head_room == 0
-    assert planned(peaks["together"] - 1).way == "vision, then decoder"
-    assert planned(peaks["vision, then decoder"] - 1).way == "one by one"
+    assert planned(peaks[1024]["together"] - 1).way == "vision, then decoder"
+    assert planned(peaks[1024]["vision, then decoder"] - 1).way == "one by one"
+
+
+def test_a_long_context_comes_before_speed() -> None:
+    peaks = planned(1000 * MB).peaks
+    assert peaks[256]["together"] < peaks[1024]["vision, then decoder"], "the example tells the two apart"
+    long = planned(peaks[1024]["one by one"])
+    assert (long.contexts, long.way) == ((256, 1024), "one by one")
+    short = planned(peaks[1024]["one by one"] - 1)
+    assert short.contexts == (256,)
+    assert short.way == next(way for way, peak in peaks[256].items() if peak <= short.budget)
+    assert short.peak == peaks[256][short.way]
 
 
 def test_together_everything_is_always_there() -> None:
@@ -62,7 +77,7 @@ def test_together_everything_is_always_there() -> None:
 def test_one_by_one_a_phase_holds_its_own_graph() -> None:
     held = {
         phase.name: set(phase.holds) & set(NEEDS.graphs)
-        for phase in planned(planned(1000 * MB).peaks["one by one"]).phases
+        for phase in planned(planned(1000 * MB).peaks[1024]["one by one"]).phases
     }
     assert held == {
         "open picture": {DECODER},  # of the answer before
@@ -74,7 +89,7 @@ def test_one_by_one_a_phase_holds_its_own_graph() -> None:
 
 
 def test_a_budget_too_small_is_refused_with_the_smallest_that_would_do() -> None:
-    least = min(planned(1000 * MB).peaks.values())
+    least = planned(1000 * MB).peaks[256]["one by one"]
     with pytest.raises(ResourceError) as caught:
         planned(least - 1)
     assert f"a memory budget of {(least - 1) // MB} MB is too small" in caught.value.message
@@ -85,7 +100,7 @@ def test_a_budget_too_small_is_refused_with_the_smallest_that_would_do() -> None
 
 
 def test_what_is_left_bounds_pictures_that_cannot_be_scaled() -> None:
-    least = min(planned(1000 * MB).peaks.values())
+    least = planned(1000 * MB).peaks[1024]["one by one"]
     pixels = [planned(least + more * MB).picture_pixels for more in (0, 10, 20)]
     assert pixels[0] == NEEDS.picture // 4
     assert pixels[1] - pixels[0] == pytest.approx(10 * MB / 1.03 / 4, abs=1)
@@ -96,19 +111,23 @@ def test_text_alone_holds_no_picture() -> None:
     text = dataclasses.replace(NEEDS, graphs={DECODER: 20 * MB}, picture=0, visual_tokens=0)
     plan = make_plan(1000 * MB, text)
     assert [phase.name for phase in plan.phases] == ["prefill", "decode"]
-    assert len(set(plan.peaks.values())) == 1
+    assert all(len(set(ways.values())) == 1 for ways in plan.peaks.values())
 
 
 @given(any_needs(), sizes)
 def test_a_plan_never_exceeds_its_budget_and_slower_ways_never_take_more(need: Needs, budget: int) -> None:
     generous = make_plan(1 << 50, need)
-    together, apart, single = (generous.peaks[way] for way in WAYS)
-    assert together >= apart >= single
+    assert generous.contexts == tuple(sorted(need.contexts))
+    for ways in generous.peaks.values():
+        together, apart, single = (ways[way] for way in WAYS)
+        assert together >= apart >= single
     assert generous.peak >= max(phase.bytes for phase in generous.phases)
-    if budget >= single:
+    if budget >= generous.peaks[min(need.contexts)]["one by one"]:
         plan = make_plan(budget, need)
         assert plan.peak <= budget
-        assert plan.way == next(way for way in WAYS if plan.peaks[way] <= budget)
+        longest = max(tokens for tokens, ways in plan.peaks.items() if min(ways.values()) <= budget)
+        assert plan.contexts[-1] == longest
+        assert plan.way == next(way for way in WAYS if plan.peaks[longest][way] <= budget)
     else:
         with pytest.raises(ResourceError):
             make_plan(budget, need)

@@ -34,7 +34,7 @@ def graph(nano_bundle: Path, request: pytest.FixtureRequest) -> Iterator[Graph]:
 
 def cache_with_reader(graph: Graph, spec: DecoderSpec) -> KVCache:
     """A cache that a runner reads: on the Interpreter the values lie in the runners alone."""
-    kv = KVCache(graph, spec)
+    kv = KVCache(graph, spec, spec.context_tokens)
     graph.runner("decode", kv.shared)
     return kv
 
@@ -82,7 +82,7 @@ def test_what_is_held_is_what_was_written_last_at_each_position(
     assert kv.held == names
     assert kv.tokens == len(names)
     for name, values in expected.items():
-        np.testing.assert_array_equal(kv.shared.read(f"kv_{name}")[:, : len(names)], values)
+        np.testing.assert_array_equal(kv.read(name)[:, : len(names)], values)
 
 
 def test_more_positions_than_slots_are_refused_before_anything_is_written(
@@ -90,11 +90,11 @@ def test_more_positions_than_slots_are_refused_before_anything_is_written(
 ) -> None:
     kv = cache_with_reader(graph, spec)
     kv.append(slices(spec, spec.context_tokens, 0), range(spec.context_tokens))
-    before = kv.shared.read("kv_k_0")
+    before = kv.read("k_0")
     with pytest.raises(ValueError, match=f"{spec.context_tokens + 1} positions do not fit"):
         kv.append(slices(spec, 1, 1), [7])
     assert kv.tokens == spec.context_tokens
-    np.testing.assert_array_equal(kv.shared.read("kv_k_0"), before)
+    np.testing.assert_array_equal(kv.read("k_0"), before)
 
 
 def test_an_append_that_fails_halfway_does_not_count(graph: Graph, spec: DecoderSpec) -> None:
@@ -108,7 +108,7 @@ def test_an_append_that_fails_halfway_does_not_count(graph: Graph, spec: Decoder
 
 
 def test_wiping_takes_away_even_nan(graph: Graph, spec: DecoderSpec) -> None:
-    kv = KVCache(graph, spec)
+    kv = KVCache(graph, spec, spec.context_tokens)
     runner = graph.runner("decode", kv.shared)
     bad = {name: np.full_like(values, np.nan) for name, values in slices(spec, 4, 0).items()}
     kv.append(bad, [1, 2, 3, 4])
@@ -126,7 +126,7 @@ def test_wiping_takes_away_even_nan(graph: Graph, spec: DecoderSpec) -> None:
 
 def test_compiled_model_keeps_the_arrays_where_they_are(nano_bundle: Path, spec: DecoderSpec) -> None:
     graph = open_graph(nano_bundle / "decoder.tflite", backend="compiled")
-    kv = KVCache(graph, spec)
+    kv = KVCache(graph, spec, spec.context_tokens)
     assert isinstance(kv.shared, BoundArrays)
     addresses = {name: kv.shared.address(name) for name in kv.shared.shapes}
     for name in graph.signatures:

@@ -47,7 +47,7 @@ def write(folder: Path) -> Manifest:
         tools={"litert-torch": "0.10.0"},
         components=components,
         text=TextSpec(entry(folder, "tokenizer.json"), entry(folder, "chat_template.jinja"), (1,)),
-        decoder=DecoderSpec(1, 1, 4, HIDDEN, VOCAB, 10000.0, CONTEXT, (4,)),
+        decoder=DecoderSpec(1, 1, 4, HIDDEN, VOCAB, 10000.0, (CONTEXT,), (4,), "float32"),
         embedding=Embedding(entry(folder, "embedding.int8"), "int8", VOCAB, HIDDEN),
         vision=VisionSpec(64, SIDES, 4, True, 16, (0.5, 1.0), 32, 0.5),
     )

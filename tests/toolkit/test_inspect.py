@@ -65,7 +65,7 @@ def test_a_bundle_shows_its_components_and_what_they_cost(
     assert "at most 4 and a thumbnail: 80 visual tokens" in text
     # 2 (keys, values) x 1 layer x 1 head x 4 numbers x 4 bytes, 16 tokens
     assert "context 16 tokens" in text
-    assert "KV cache 0.001 MB when full, 0.0 kB per token" in text
+    assert "KV cache float32, 0.001 MB when full, 0.0 kB per token" in text
 
 
 def test_a_bundle_as_json_is_its_manifest_and_the_sums(

@@ -47,8 +47,18 @@ def convert(
         str | None, typer.Option(help="Tokens per prefill step, one graph each.", show_default="8,32,128")
     ] = None,
     context: Annotated[
-        int | None,
-        typer.Option(help="Tokens that the KV cache holds.", show_default="1024, or the model's most"),
+        str | None,
+        typer.Option(
+            help="Tokens that the KV cache holds; smaller ones before it for short conversations.",
+            show_default="256,1024",
+        ),
+    ] = None,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            help="What the KV cache holds: float32, float16 or int8.",
+            show_default="int8 with a quantised decoder, else float32",
+        ),
     ] = None,
     embedding: Annotated[str, typer.Option(help="Token table as int8 or fp16.")] = "int8",
     delegate: Annotated[
@@ -73,7 +83,8 @@ def convert(
         recipe=recipe or "",
         tile_sides=_numbers("--tile-sides", tile_sides),
         prefill_tokens=_numbers("--prefill", prefill),
-        context_tokens=context,
+        contexts=_numbers("--context", context),
+        kv=kv or "",
         embedding=embedding,
         delegate=delegate,
     )

@@ -113,7 +113,10 @@ def _bundle_pairs(bundle: BundleInspection) -> Iterator[tuple[str, str]]:
         prefill = ", ".join(str(n) for n in decoder.prefill_tokens)
         yield "context", f"{decoder.context_tokens:,} tokens, prefilled in chunks of {prefill}"
         each = decoder.kv_bytes_per_token / 1000
-        yield "KV cache", f"{_mb(bundle.kv_cache_bytes)} MB when full, {each:,.1f} kB per token"
+        yield (
+            "KV cache",
+            f"{decoder.kv_dtype}, {_mb(bundle.kv_cache_bytes)} MB when full, {each:,.1f} kB per token",
+        )
 
 
 def _print_graph(graph: GraphInspection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,16 @@ def plan(
     bundle: opt.Bundle,
     memory: Annotated[str, typer.Option(help="The budget, like 512MB, or auto.")] = "auto",
     branch: opt.Branch = "base",
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens that a conversation may take.", show_default="the bundle's longest that fits"
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw who holds what in each phase into this PNG.", show_default=False),
+    ] = None,
     threads: opt.Threads = None,
     backend: opt.Backend = "auto",
     as_json: opt.Json = False,
@@ -25,9 +36,14 @@ def plan(
     """
     from rpi_runtime.session import Session
 
-    with Session.open(bundle, threads=threads, backend=backend, **memory_options(memory, branch)) as session:
+    budget = memory_options(memory, branch)
+    with Session.open(bundle, threads=threads, backend=backend, context_tokens=context, **budget) as session:
         found = session.plan
         assert found is not None
+        if picture is not None:
+            from toolkit.plan_picture import draw_plan
+
+            draw_plan(found, picture)
         if as_json:
             report.print_json({**report.plain(found), "peak": found.peak, "head_room": found.head_room})
         else:

@@ -1,0 +1,234 @@
+"""The KV cache in each of its types and sizes: what the graph reads, and how close it stays to PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from converters.export import ExportOptions, export_component
+from converters.parity import check_component
+from converters.recipes import RECIPES
+from hypervl.checkpoint import Checkpoint
+from hypervl.decoder import Decoder as TorchDecoder
+from hypervl.decoder import attention_mask, rope_table
+from hypervl.specs import decoder_spec
+from rpi_runtime import tflite_file
+from rpi_runtime.backends.base import Array, Graph
+from rpi_runtime.backends.select import open_graph
+from rpi_runtime.decoder import Decoder
+from rpi_runtime.embedding import EmbeddingTable, PromptRows
+from rpi_runtime.kv_cache import KVCache
+from rpi_runtime.manifest import DECODER, KV_BYTES, DecoderSpec
+from rpi_runtime.prompt import TokenRun
+
+CONTEXTS, SIZES = (24, 64), (8, 32)
+# Root mean square of the logits' error, as a share of their own: 100, 60 and 34 dB.
+CLOSE = {"float32": 1e-5, "float16": 1e-3, "int8": 2e-2}
+
+Exported = dict[str, Path]
+
+
+def options(dtype: str) -> ExportOptions:
+    return ExportOptions((), SIZES, CONTEXTS, dtype)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp("kv")
+    paths = {dtype: folder / f"{dtype}.tflite" for dtype in KV_BYTES}
+    for dtype, path in paths.items():
+        export_component(DECODER, tiny_checkpoint, options(dtype), path)
+    return paths
+
+
+@pytest.fixture(params=KV_BYTES)
+def dtype(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=["compiled", "interpreter"])
+def graph(exported: Exported, dtype: str, request: pytest.FixtureRequest) -> Iterator[Graph]:
+    opened = open_graph(exported[dtype], backend=request.param)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def spec(tiny_checkpoint: Checkpoint, dtype: str) -> DecoderSpec:
+    return decoder_spec(tiny_checkpoint.config.decoder, CONTEXTS, SIZES, dtype)
+
+
+class Rows(EmbeddingTable):
+    def __init__(self, weight: Array) -> None:
+        self._weight, self.columns = weight, weight.shape[1]
+
+    def rows(self, ids: object) -> Array:
+        return self._weight[list(ids)]  # type: ignore[call-overload]
+
+
+def prompt(table: Rows, ids: list[int]) -> PromptRows:
+    return PromptRows([TokenRun(tuple(ids))], table, lambda run: np.empty(0))
+
+
+# The graph
+
+
+def test_every_context_has_signatures_of_its_own(exported: Exported, spec: DecoderSpec, dtype: str) -> None:
+    found = {
+        s.name: {t.name: (t.shape, t.dtype) for t in s.inputs}
+        for s in tflite_file.read(exported[dtype]).signatures
+    }
+    assert list(found) == ["prefill_32", "prefill_8", "decode", "prefill_8_in_24", "decode_in_24"]
+    for slots in CONTEXTS:
+        inputs = found[spec.signature(1, slots)]
+        assert inputs["kv_v_1"] == ((2 * slots * 16,), dtype)
+        scales = [name for name in inputs if name.endswith("_scale")]
+        assert len(scales) == (4 if dtype == "int8" else 0)
+        assert all(inputs[name] == ((2 * slots,), "float32") for name in scales)
+
+
+def test_an_8_bit_cache_is_read_by_kernels_that_xnnpack_has(exported: Exported) -> None:
+    """CAST would leave the delegate twice in every layer. A prefill does not look back in the last layer."""
+    held = tflite_file.read(exported["int8"])
+    found = [[op.name for op in graph.operators] for graph in held.subgraphs]
+    assert all("CAST" not in names for names in found)
+    assert [names.count("DEQUANTIZE") for names in found] == [2, 2, 4, 2, 4]
+
+
+def test_the_weights_stand_in_the_file_once(exported: Exported, tiny_checkpoint: Checkpoint) -> None:
+    weights = sum(b.bytes for b in tflite_file.read(exported["int8"]).buffers if b.bytes >= 1024)
+    assert weights < 1.2 * 4 * tiny_checkpoint.parameters("decoder.")
+
+
+# On the device
+
+
+@torch.no_grad()
+def test_answers_follow_pytorch_while_the_cache_grows(
+    graph: Graph, spec: DecoderSpec, dtype: str, tiny_checkpoint: Checkpoint
+) -> None:
+    module = tiny_checkpoint.load_component(DECODER)
+    assert isinstance(module, TorchDecoder)
+    ids = np.random.default_rng(0).integers(0, 256, CONTEXTS[-1]).tolist()
+    embeddings = module.embed_tokens(torch.tensor([ids]))
+    angles = rope_table(torch.arange(len(ids)), spec.head_dim, spec.rope_theta)
+    logits, _ = module(embeddings, *angles, attention_mask(len(ids)), module.empty_kv())
+    expected = logits[0].numpy()
+
+    table = Rows(module.embed_tokens.weight.numpy())
+    decoder = Decoder(graph, spec, table)
+    fed = 13
+    found = [decoder.prefill(prompt(table, ids[:fed]))]
+    slots = [decoder.kv.slots]
+    for token in ids[fed:]:
+        found.append(decoder.step(token))
+        slots.append(decoder.kv.slots)
+    error = np.stack(found) - expected[fed - 1 :]
+    assert error.std() < CLOSE[dtype] * expected.std()
+    if graph.copies_shared_inputs:
+        assert set(slots) == {CONTEXTS[-1]}, "each signature would keep a cache of its own"
+    else:
+        assert slots == [CONTEXTS[0]] * (CONTEXTS[0] - fed + 1) + [CONTEXTS[1]] * (CONTEXTS[1] - CONTEXTS[0])
+    with pytest.raises(ValueError, match="65 tokens do not fit the 64 slots"):
+        decoder.step(1)
+
+
+def test_a_short_conversation_after_a_long_one_holds_a_short_cache(
+    exported: Exported, tiny_checkpoint: Checkpoint
+) -> None:
+    graph = open_graph(exported["float32"], backend="compiled")
+    module = tiny_checkpoint.load_component(DECODER)
+    assert isinstance(module, TorchDecoder)
+    table = Rows(module.embed_tokens.weight.detach().numpy())
+    spec = decoder_spec(tiny_checkpoint.config.decoder, CONTEXTS, SIZES)
+    decoder = Decoder(graph, spec, table)
+    decoder.prefill(prompt(table, list(range(40))))
+    assert decoder.kv.slots == CONTEXTS[1]
+    decoder.kv.keep(10)
+    before = {name: decoder.kv.read(name)[:, :10] for name in ("k_0", "v_1")}
+    again = decoder.prefill(prompt(table, list(range(10, 20))))
+    assert decoder.kv.slots == CONTEXTS[0]
+    assert decoder.kv.shared.shapes["kv_k_0"] == (2, CONTEXTS[0], 16)
+    for name, values in before.items():
+        np.testing.assert_array_equal(decoder.kv.read(name)[:, :10], values)
+    fresh = Decoder(graph, spec, table)
+    np.testing.assert_allclose(again, fresh.prefill(prompt(table, list(range(20)))), atol=1e-4)
+    graph.close()
+
+
+# What is kept
+
+
+def new_slices(spec: DecoderSpec, tokens: int, largest: float = 3.0) -> dict[str, Array]:
+    random = np.random.default_rng(tokens)
+    shape = (1, spec.kv_heads, tokens, spec.head_dim)
+    return {
+        f"{part}_{layer}": (largest * random.standard_normal(shape)).astype(np.float32)
+        for layer in range(spec.layers)
+        for part in "kv"
+    }
+
+
+@pytest.mark.parametrize("dtype", ["int8"], indirect=True)
+@pytest.mark.parametrize("largest", [1e-6, 3.0, 1e6])
+def test_8_bits_are_off_by_half_a_step_of_the_rows_largest_number(
+    graph: Graph, spec: DecoderSpec, largest: float
+) -> None:
+    kv = KVCache(graph, spec, 64)
+    graph.runner("decode", kv.shared)
+    new = new_slices(spec, 20, largest)
+    new["k_1"][0, 1, 3] = 0
+    kv.append(new, range(20))
+    for name, values in new.items():
+        step = np.abs(values[0]).max(-1, keepdims=True) / 127
+        assert (np.abs(kv.read(name)[:, :20] - values[0]) <= 0.501 * step).all()
+    assert not kv.read("k_1")[1, 3].any()
+
+
+@pytest.mark.parametrize("dtype", ["int8"], indirect=True)
+def test_nan_does_not_hide_in_8_bits(graph: Graph, spec: DecoderSpec) -> None:
+    kv = KVCache(graph, spec, 64)
+    graph.runner("decode", kv.shared)
+    new = new_slices(spec, 2)
+    new["v_0"][0, 0, 1, 3] = np.nan
+    kv.append(new, range(2))
+    assert np.isnan(kv.read("v_0")[0, 1]).all()
+    assert np.isfinite(kv.read("v_0")[1]).all()
+    kv.wipe()
+    assert not kv.read("v_0").any()
+
+
+def test_a_token_takes_what_the_spec_says(graph: Graph, spec: DecoderSpec) -> None:
+    kv = KVCache(graph, spec, 64)
+    held = sum(kv.shared.read(name).nbytes for name in kv.shared.shapes)
+    assert held == 64 * spec.kv_bytes_per_token
+
+
+# Parity
+
+
+def test_parity_covers_every_context_and_allows_for_the_type(
+    exported: Exported, tiny_checkpoint: Checkpoint, dtype: str, spec: DecoderSpec
+) -> None:
+    rows = check_component(
+        DECODER, tiny_checkpoint, exported[dtype], RECIPES[DECODER]["fp32"], options(dtype)
+    )
+    assert {row.signature for row in rows} == {
+        spec.signature(n, slots) for slots in CONTEXTS for n in (1, *spec.chunk_sizes(slots))
+    }
+    assert all(row.passed for row in rows), rows
+
+
+def test_a_type_widens_limits_and_asks_nothing_new() -> None:
+    exact, rough = RECIPES[DECODER]["fp32"].limits, RECIPES[DECODER]["int4-channel"].limits
+    assert exact.with_kv("float32") == exact
+    assert exact.with_kv("int8").snr_db == 28
+    assert exact.with_kv("int8").kl_divergence == 0.01
+    assert rough.with_kv("int8") == rough
+    assert dataclasses.replace(rough, snr_db=None).with_kv("float16").snr_db is None
