@@ -33,7 +33,6 @@ def write_graph(module: ir.Operation, constants: Mapping[ir.Attribute, Tensor], 
     weights = _take_out(module)
     content = converter_api_ext.export_flatbuffer_to_bytes(module)
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    _dequantize(model)
     behind: dict[int, Any] = _take_small_ones(model)
     behind.update(zip(_put_buffers(model, len(weights)), weights, strict=True))
     head = flatbuffer_utils.convert_object_to_bytearray(model)
@@ -47,39 +46,6 @@ def write_graph(module: ir.Operation, constants: Mapping[ir.Attribute, Tensor], 
             file.write(values.reshape(-1).view("u1").data)
         file.seek(0)
         file.write(head)
-
-
-def _dequantize(model: Any) -> None:
-    """Has 8-bit integers become floating point by DEQUANTIZE with the scale 1, not by CAST: for that XNNPACK
-    has a kernel, and would otherwise leave every layer of a decoder twice."""
-    casts = [
-        i for i, code in enumerate(model.operatorCodes) if code.builtinCode == schema.BuiltinOperator.CAST
-    ]
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            if operator.opcodeIndex not in casts:
-                continue
-            source, result = (graph.tensors[i] for i in (operator.inputs[0], operator.outputs[0]))
-            if (source.type, result.type) == (schema.TensorType.INT8, schema.TensorType.FLOAT32):
-                operator.opcodeIndex = _code(model, schema.BuiltinOperator.DEQUANTIZE, version=2)
-                operator.builtinOptionsType = schema.BuiltinOptions.DequantizeOptions
-                operator.builtinOptions = schema.DequantizeOptionsT()
-        for tensor in graph.tensors:  # nothing else has 8 bits before a recipe is applied
-            if tensor.type == schema.TensorType.INT8:
-                tensor.quantization = schema.QuantizationParametersT()
-                tensor.quantization.scale, tensor.quantization.zeroPoint = [1.0], [0]
-
-
-def _code(model: Any, builtin: int, version: int) -> int:
-    """The index of an operator code, added where there is none."""
-    for index, code in enumerate(model.operatorCodes):
-        if (code.builtinCode, code.version) == (builtin, version):
-            return index
-    made = schema.OperatorCodeT()
-    made.builtinCode = made.deprecatedBuiltinCode = builtin
-    made.version = version
-    model.operatorCodes.append(made)
-    return len(model.operatorCodes) - 1
 
 
 def _values(constant: ir.Attribute, constants: Mapping[ir.Attribute, Tensor]) -> np.ndarray:
