@@ -14,8 +14,8 @@ from pathlib import Path
 from vqa.panels.panel import make_panel
 
 DEMO, MODEL = Path("demo"), Path("models/nano")
-PANEL = 2  # of the test split
-QUESTION, ANSWER = "What does OIL read?", "30 °C"
+PANEL = 7  # of the test split
+QUESTION, ANSWER = "What does FLOW C read?", "8.5 A"
 COMMANDS = (
     f"toolkit convert {MODEL} -o demo/bundle",
     f"toolkit run demo/bundle --image demo/panel.png --prompt {shlex.quote(QUESTION)} "

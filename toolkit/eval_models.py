@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rpi_runtime.errors import UsageError
+from rpi_runtime.errors import BundleError, UsageError
 from rpi_runtime.manifest import MANIFEST_FILE, VisionSpec
 from toolkit import report
 from toolkit.memory_view import memory_options
@@ -45,7 +45,7 @@ def open_models(
 
     for path in paths:
         if not path.exists():
-            raise UsageError(f"{path}: no such folder", "Name bundles or checkpoints.")
+            raise BundleError(f"{path}: no such folder", "Name bundles or checkpoints.")
     paths = list({path.resolve(): path for path in paths}.values())
     same_name = Counter(path.absolute().name for path in paths)
     names = {p: p.absolute().name if same_name[p.absolute().name] == 1 else str(p) for p in paths}

@@ -82,7 +82,7 @@ def test_a_recorded_miss_is_a_finding(bundle: Path) -> None:
 def test_parity_is_repeated_against_the_checkpoint(converted: Converted) -> None:
     report = verify(converted.bundle, converted.options.checkpoint)
     assert report.passed
-    assert len(report.parity) == 7
+    assert len(report.parity) == 9
     for row in report.parity:
         assert row.repeated == row.recorded
 

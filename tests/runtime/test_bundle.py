@@ -153,11 +153,11 @@ def test_what_is_no_bundle_says_what_it_is(tmp_path: Path, folder: Path) -> None
 
 def test_a_newer_schema_asks_for_a_newer_toolkit(folder: Path) -> None:
     data = json.loads((folder / MANIFEST_FILE).read_text())
-    data["schema_version"] = 2
+    data["schema_version"] = 3
     data["something_of_tomorrow"] = True
     (folder / MANIFEST_FILE).write_text(json.dumps(data))
     error = refusal(folder)
-    assert "has schema 2; this toolkit reads up to 1" in error.message
+    assert "has schema 3; this toolkit reads up to 2" in error.message
     assert "Update hypervl-edge" in error.remedy
 
 

@@ -197,7 +197,7 @@ class TestPrefill:
     def test_a_prompt_that_fills_the_context_to_the_last_slot_is_right(self, both: Both) -> None:
         prompt = ids(both.spec.context_tokens)
         same(both.decoder.prefill(both.rows(prompt)), both.expected(prompt))
-        with pytest.raises(ValueError, match="512 of 512 slots are full"):
+        with pytest.raises(ValueError, match="513 tokens do not fit the 512 slots"):
             both.decoder.step(1)
 
 

@@ -188,6 +188,7 @@ def test_a_required_accuracy_is_a_check(evaluate: Toolkit, nano_bundle: Path) ->
         (["BUNDLE", "--route", "fixed:7"], "fixed:7", 2),
         (["BUNDLE", "--branch", "huge"], "unknown branch 'huge'", 2),
         (["BUNDLE", "--threads", "99999"], "threads is 99999", 2),
+        (["BUNDLE", "--threads", "0"], "threads is 0", 2),
         (["BUNDLE", "-o", "data"], "data holds other files", 2),
         (["BUNDLE", "-o", f"data/{QUESTIONS_FILE}"], "is a file", 2),
         (["BUNDLE", "-o", "/proc/out"], "/proc/out", 3),

@@ -159,7 +159,6 @@ def test_a_checkpoint_is_trained_further(trained: Path, tmp_path: Path) -> None:
     assert [stage.stage for stage in record.stages] == [
         "heads",
         "dense_large",
-        "answers",
         "joint",
         "dense_base",
     ]

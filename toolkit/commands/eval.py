@@ -74,7 +74,7 @@ def evaluate(
 
     whole = Dataset.read(data)
     dataset = first_questions(whole, limit) if limit else whole
-    threads = threads or default_threads()
+    threads = default_threads() if threads is None else threads
     opened = open_models(models, threads, max_new_tokens, memory)
     arms = _arms(opened, route or ["tile"], branch or ["base"])
     ledger = Ledger()

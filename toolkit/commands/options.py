@@ -30,9 +30,7 @@ Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.", show_d
 Stop = Annotated[
     list[str] | None, typer.Option(help="Stop before this text; repeatable.", show_default=False)
 ]
-Threads = Annotated[
-    int | None, typer.Option(min=1, max=256, help="Threads.", show_default="the cores, at most 4")
-]
+Threads = Annotated[int | None, typer.Option(help="Threads.", show_default="the cores, at most 4")]
 Backend = Annotated[str, typer.Option(help="auto, compiled, interpreter, tflite-runtime or tensorflow.")]
 WeightCache = Annotated[bool, typer.Option(help="Keep packed weights in a file for the next start.")]
 Memory = Annotated[
