@@ -17,9 +17,6 @@ DEFAULT_CONTEXT_TOKENS = 1024
 DEFAULT_PREFILL_TOKENS = (8, 32, 128)
 # Beside the visual tokens of one tile, a question and a short answer must fit.
 LEAST_TEXT_TOKENS = 32
-# Short conversations get a cache of this share of the context, where that is worth signatures of its own.
-_SHORT_SHARE = 4
-_LEAST_SHORT_TOKENS = 128
 
 _BRANCHES = (VISION_BASE, VISION_LARGE)
 
@@ -159,8 +156,7 @@ def _contexts(
             f"a context of {context} tokens is more than the model has positions for ({most})", remedy
         )
     if asked is None:
-        short = context // _SHORT_SHARE
-        return (short, context) if short >= _LEAST_SHORT_TOKENS else (context,)
+        return (context,)
     if min(asked) < LEAST_TEXT_TOKENS:
         raise UsageError(
             f"a context of {min(asked)} tokens is too small: text needs at least {LEAST_TEXT_TOKENS}", remedy

@@ -32,7 +32,7 @@ def test_defaults_convert_everything_at_int8() -> None:
     assert found.components == ("vrc", "vision_base", "vision_large", "decoder")
     assert {r.name for r in found.recipes.values()} == {"int8"}
     assert found.tile_sides == (384, 256, 128)
-    assert found.contexts == (256, 1024)
+    assert found.contexts == (1024,)
     assert found.prefill_tokens == (8, 32, 128)
 
 

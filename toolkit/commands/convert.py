@@ -49,8 +49,8 @@ def convert(
     context: Annotated[
         str | None,
         typer.Option(
-            help="Tokens that the KV cache holds; smaller ones before it for short conversations.",
-            show_default="256,1024",
+            help="Tokens that the KV cache holds; 256,1024 also makes one for short conversations.",
+            show_default="1024, or the model's most",
         ),
     ] = None,
     kv: Annotated[
