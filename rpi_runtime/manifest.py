@@ -99,9 +99,7 @@ class DecoderSpec:
     vocab_size: int
     rope_theta: float
     contexts: tuple[int, ...]  # slots that the KV cache may have, ascending: signatures of their own for each
-    prefill_tokens: tuple[
-        int, ...
-    ]  # ascending; one signature `prefill_<n>` each, where the slots are as many
+    prefill_tokens: tuple[int, ...]  # ascending; a signature `prefill_<n>` each, where slots are as many
     kv_dtype: str  # of keys and values: one of `KV_BYTES`
 
     @property
