@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from converters.options import Plan
-from converters.pipeline import TEMPLATE_FILE, TOKENIZER_FILE, tool_versions
+from converters.options import HEAD, Plan
+from converters.pipeline import SCALES_FILE, TABLE_FILES, TEMPLATE_FILE, TOKENIZER_FILE, tool_versions
 from converters.stage_worker import write_whole
 from converters.stages import StageResult
 from converters.workspace import Workspace
@@ -76,7 +76,7 @@ def build_manifest(
         decoder=decoder_spec(config.decoder, plan.contexts, plan.prefill_tokens, plan.kv_dtype)
         if DECODER in plan.components
         else None,
-        embedding=_embedding(results) if DECODER in plan.components else None,
+        embedding=_embedding(plan, results, file) if DECODER in plan.components else None,
         vision=vision_spec(config, plan.tile_sides) if set(plan.components) != {DECODER} else None,
     )
 
@@ -126,6 +126,11 @@ def _tensors(entries: list[dict[str, Any]]) -> tuple[Tensor, ...]:
     return tuple(Tensor(e["name"], tuple(e["shape"]), e["dtype"]) for e in entries)
 
 
-def _embedding(results: Results) -> Embedding:
-    value = dict(results["embedding"].value)
-    return Embedding(**{**value, "file": File(**value["file"])})
+def _embedding(plan: Plan, results: Results, file: Callable[[str, str, str], File]) -> Embedding:
+    found = results["embedding"]
+    if plan.embedding == HEAD:
+        lies_in = file(f"{DECODER}.tflite", f"quantize {DECODER}", "graph")
+    else:
+        lies_in = file(TABLE_FILES[plan.embedding], "embedding", "table")
+    scales = file(SCALES_FILE, "embedding", "scales") if "scales" in found.sha256 else None
+    return Embedding(file=lies_in, scales=scales, **found.value)

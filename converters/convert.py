@@ -47,7 +47,8 @@ class TableReport:
     """The token table, which is no graph."""
 
     dtype: str
-    bytes: int
+    bytes: int  # with scales
+    in_head: bool  # lies in the decoder graph, whose head it is
     bits_per_weight: float
     seconds: float
     peak_bytes: int
@@ -133,7 +134,9 @@ def _report(
         model=manifest.model,
         delegate=decided.delegate,
         components=tuple(components),
-        embedding=_table_report(manifest.embedding, results["embedding"]) if manifest.embedding else None,
+        embedding=_table_report(manifest.embedding, manifest.table_is_head, results["embedding"])
+        if manifest.embedding
+        else None,
         bundle_bytes=sum(f.bytes for f in manifest.files()) + (bundle / MANIFEST_FILE).stat().st_size,
         seconds=round(seconds, 3),
         peak_bytes=max(r.peak_bytes for r in results.values()),
@@ -142,11 +145,12 @@ def _report(
     )
 
 
-def _table_report(table: Embedding, result: StageResult) -> TableReport:
+def _table_report(table: Embedding, in_head: bool, result: StageResult) -> TableReport:
     return TableReport(
         dtype=table.dtype,
-        bytes=table.file.bytes,
-        bits_per_weight=round(8 * table.file.bytes / (table.rows * table.columns), 3),
+        bytes=table.stored_bytes,
+        in_head=in_head,
+        bits_per_weight=round(8 * table.stored_bytes / (table.rows * table.columns), 3),
         seconds=result.seconds,
         peak_bytes=result.peak_bytes,
     )

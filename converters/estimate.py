@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from converters.host import Resources
-from converters.options import Plan
+from converters.options import HEAD, Plan
 from converters.recipes import Recipe
 from converters.stages import Stage
 from rpi_runtime.errors import ResourceError
@@ -100,7 +100,7 @@ def _need(stage: Stage, plan: Plan, parameters: Mapping[str, int]) -> StageNeed:
     elif kind == "quantize":
         disk = int(weight_bytes * _bits(plan.recipes[component]) / 32)
     elif kind == "embedding":
-        disk = parameters["embedding"] * (1 if plan.embedding == "int8" else 2)
+        disk = parameters["embedding"] * {HEAD: 0, "int8": 1, "fp16": 2}[plan.embedding]
     else:
         disk = 0
     return StageNeed(stage.name, memory, disk + 5 * _MB)

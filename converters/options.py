@@ -11,7 +11,9 @@ from hypervl.config import BRANCHES, HyperVLConfig
 from rpi_runtime.errors import CheckpointError, UsageError, nearest
 from rpi_runtime.manifest import COMPONENTS, DECODER, KV_BYTES, VISION_BASE, VISION_LARGE
 
-EMBEDDINGS = ("int8", "fp16")
+# Where the token table lies: "auto" is in the decoder's head, if it has the same numbers, else int8.
+HEAD = "head"
+EMBEDDINGS = ("auto", "int8", "fp16")
 DEFAULT_RECIPE = "int8"
 DEFAULT_CONTEXT_TOKENS = 1024
 DEFAULT_PREFILL_TOKENS = (8, 32, 128)
@@ -33,7 +35,7 @@ class ConvertOptions:
     prefill_tokens: tuple[int, ...] | None = None
     contexts: tuple[int, ...] | None = None  # tokens; the largest is the context
     kv: str = ""  # what the KV cache holds: one of `KV_BYTES`
-    embedding: str = "int8"
+    embedding: str = "auto"  # one of `EMBEDDINGS`
     delegate: str = "cpu"
 
 
@@ -47,7 +49,7 @@ class Plan:
     prefill_tokens: tuple[int, ...]  # ascending; () without a decoder
     contexts: tuple[int, ...]  # tokens, ascending; () without a decoder
     kv_dtype: str  # "" without a decoder
-    embedding: str
+    embedding: str  # "int8", "fp16", or `HEAD`
     delegate: str
 
     @property
@@ -73,7 +75,7 @@ def plan(options: ConvertOptions, config: HyperVLConfig) -> Plan:
         prefill_tokens=_prefill(options.prefill_tokens, max(contexts, default=0)),
         contexts=contexts,
         kv_dtype=_kv_dtype(options.kv, components, recipes[DECODER]),
-        embedding=options.embedding,
+        embedding=_embedding(options.embedding, config, recipes[DECODER]),
         delegate=options.delegate,
     )
 
@@ -174,6 +176,12 @@ def _kv_dtype(asked: str, components: tuple[str, ...], recipe: Recipe) -> str:
     if asked and asked not in KV_BYTES:
         raise nearest(asked, KV_BYTES, "type of the KV cache")
     return asked or recipe.kv_dtype
+
+
+def _embedding(asked: str, config: HyperVLConfig, recipe: Recipe) -> str:
+    if asked != "auto":
+        return asked
+    return HEAD if config.decoder.tie_word_embeddings and recipe.head_dtype else "int8"
 
 
 def _prefill(asked: tuple[int, ...] | None, context: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters.options import Plan
+from converters.options import HEAD, Plan
 from converters.stages import Stage
 from rpi_runtime.errors import UsageError
 from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TOOLS = ("hypervl-edge", "torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
 TABLE_FILES = {"int8": "embedding.int8", "fp16": "embedding.float16"}
+SCALES_FILE = "embedding.scales"
 TOKENIZER_FILE = "tokenizer.json"
 TEMPLATE_FILE = "chat_template.jinja"
 
@@ -91,20 +92,29 @@ def stages_of(plan: Plan, checkpoint: Path, known: dict[str, Any]) -> list[Stage
             check_stage(component, shapes, recipe, where, graph, quantize_stage),
         ]
     if DECODER in plan.components:
-        stages.append(
-            Stage(
-                "embedding",
-                f"{__name__}:embedding",
-                {**source, "dtype": plan.embedding},
-                where,
-                {"table": f"bundle/{TABLE_FILES[plan.embedding]}"},
-            )
-        )
+        decoder_stages = {stage.name: stage for stage in stages}
+        stages.append(_embedding_stage(plan, source, where, decoder_stages[f"quantize {DECODER}"]))
     text_files = {"tokenizer": f"bundle/{TOKENIZER_FILE}"}
     if known["has_chat_template"]:
         text_files["chat_template"] = f"bundle/{TEMPLATE_FILE}"
     stages.append(Stage("text files", f"{__name__}:text", source, where, text_files))
     return stages
+
+
+def _embedding_stage(plan: Plan, source: dict[str, Any], where: dict[str, str], quantize: Stage) -> Stage:
+    in_head = plan.embedding == HEAD
+    dtype = plan.recipes[DECODER].head_dtype if in_head else plan.embedding
+    outputs = {} if in_head else {"table": f"bundle/{TABLE_FILES[dtype]}"}
+    if dtype == "int8":
+        outputs["scales"] = f"bundle/{SCALES_FILE}"
+    return Stage(
+        "embedding",
+        f"{__name__}:embedding",
+        {**source, "dtype": dtype},
+        {**where, "graph": quantize.outputs["graph"]} if in_head else where,
+        outputs,
+        (quantize,) if in_head else (),
+    )
 
 
 def check_stage(
@@ -205,10 +215,12 @@ def check(options: dict[str, Any], inputs: Places, outputs: Places) -> list[dict
 
 
 def embedding(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[str, Any]:
-    from converters.embedding import write_embedding
+    from converters.embedding import find_table, write_table
 
+    if "graph" in inputs:
+        return asdict(find_table(_open(inputs), inputs["graph"], outputs.get("scales")))
     dtype = TABLE_FILES[options["dtype"]].partition(".")[2]
-    return asdict(write_embedding(_open(inputs), dtype, outputs["table"]))
+    return asdict(write_table(_open(inputs), dtype, outputs["table"], outputs.get("scales")))
 
 
 def text(options: dict[str, Any], inputs: Places, outputs: Places) -> None:

@@ -18,6 +18,7 @@ component: `layers.3.mlp.down_proj`, `lm_head`, `encoder.layers.0.self_attn.q_pr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -103,6 +104,16 @@ class Recipe:
         beside which they cost next to nothing."""
         quantized = any(rule.weights in ("int4", "int8") for rule in self.rules)
         return "int8" if quantized else "float32"
+
+    @property
+    def head_dtype(self) -> str:
+        """Of a decoder's head whose numbers are kept one by one: "float32", "float16" or "int8"; else ""."""
+        fitting = [rule for rule in self.rules if re.search(rule.scope, "lm_head")]
+        if not fitting:
+            return "float32"
+        last = fitting[-1]
+        is_plain = last.weights != "int4" and (last.granularity, last.method) == ("channel", "min_max")
+        return last.weights if is_plain else ""
 
     @property
     def needs_calibration(self) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from converters import estimate, host
 from converters.bundle_writer import misses, parities
-from converters.options import Plan
+from converters.options import HEAD, Plan
 from converters.pipeline import check_stage, need_convert_extra, read_stage, shapes_for
 from converters.recipes import parse_recipes
 from converters.stages import StageEvent, StageFailed, run_stages
@@ -119,7 +119,7 @@ def _need_source(manifest: Manifest, fingerprint: str, checkpoint: Path) -> None
 
 def _plan(manifest: Manifest) -> Plan:
     """The plan that the bundle was made by; `UsageError` for a recipe that this version does not know."""
-    decoder, vision, table = manifest.decoder, manifest.vision, manifest.embedding
+    decoder, vision = manifest.decoder, manifest.vision
     recipes = {c.name: parse_recipes(f"{c.name}={c.recipe}")[c.name] for c in manifest.components}
     return Plan(
         components=tuple(recipes),
@@ -128,9 +128,16 @@ def _plan(manifest: Manifest) -> Plan:
         prefill_tokens=decoder.prefill_tokens if decoder else (),
         contexts=decoder.contexts if decoder else (),
         kv_dtype=decoder.kv_dtype if decoder else "",
-        embedding="fp16" if table and table.dtype == "float16" else "int8",
+        embedding=_embedding(manifest),
         delegate=manifest.components[0].delegate if manifest.components else "cpu",
     )
+
+
+def _embedding(manifest: Manifest) -> str:
+    if manifest.table_is_head:
+        return HEAD
+    table = manifest.embedding
+    return "fp16" if table and table.dtype == "float16" else "int8"
 
 
 def _rows(component: Component, repeated: tuple[Parity, ...]) -> list[ParityRow]:

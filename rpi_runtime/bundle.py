@@ -20,10 +20,12 @@ from rpi_runtime.manifest import (
     DECODER,
     KV_BYTES,
     MANIFEST_FILE,
+    TABLE_BYTES,
     VISION_BASE,
     VISION_LARGE,
     VRC,
     Component,
+    Embedding,
     File,
     Manifest,
     Tensor,
@@ -227,9 +229,22 @@ def _decoder_contradictions(manifest: Manifest) -> Iterator[str]:
     shape = f"{table.rows} x {table.columns}"
     if (table.rows, table.columns) != (spec.vocab_size, spec.hidden_size):
         yield f"embedding is {shape}, the decoder {spec.vocab_size} x {spec.hidden_size}"
-    sizes = {"int8": table.rows * (table.columns + 4), "float16": table.rows * table.columns * 2}
-    if sizes.get(table.dtype) != table.file.bytes:
-        yield f"embedding of {shape} {table.dtype} cannot have {table.file.bytes} bytes"
+    yield from _table_contradictions(table, graph.file)
+
+
+def _table_contradictions(table: Embedding, graph: File) -> Iterator[str]:
+    what = f"embedding of {table.rows} x {table.columns} {table.dtype}"
+    if table.dtype not in TABLE_BYTES:
+        yield f"embedding.dtype is {table.dtype!r}, not one of {', '.join(TABLE_BYTES)}"
+        return
+    end = table.offset + table.bytes
+    last = table.file.bytes if table.file == graph else table.bytes
+    if table.offset < 0 or not end <= table.file.bytes <= last + table.offset:
+        yield f"{what} from byte {table.offset} cannot lie in the {table.file.bytes} of {table.file.path}"
+    if (table.dtype == "int8") != (table.scales is not None):
+        yield f"{what} {'has scales' if table.scales else 'has no scales'}"
+    if table.scales and table.scales.bytes != 4 * (table.rows + table.columns):
+        yield f"{what} cannot have scales of {table.scales.bytes} bytes"
 
 
 def _vision_contradictions(manifest: Manifest) -> Iterator[str]:

@@ -4,6 +4,7 @@ places.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,28 +17,23 @@ from rpi_runtime.prompt import Position, Run, TokenRun, VisualRun
 
 
 class EmbeddingTable:
-    """The token table, mapped: only the rows that are read come into memory, and the kernel may drop them."""
+    """The token table, read row by row. Mapped, each row that is touched would bring sixteen pages: around a
+    fault the kernel maps what its page cache has."""
 
-    def __init__(self, path: Path, spec: Embedding) -> None:
-        """`path` holds `spec.rows` x `spec.columns` numbers, int8 with float32 scales per row behind them.
+    def __init__(self, path: Path, spec: Embedding, scales_path: Path | None = None) -> None:
+        """`path` holds the numbers that `spec` describes, `scales_path` the scales of int8 ones.
 
-        Raises `BundleError` when the file's size does not fit.
+        Raises `BundleError` when one cannot be read.
         """
         self.columns = spec.columns
         self._spec = spec
-        shape = (spec.rows, spec.columns)
-        scale_bytes = spec.rows * 4 if spec.dtype == "int8" else 0
-        expected = spec.rows * spec.columns * np.dtype(spec.dtype).itemsize + scale_bytes
-        if path.stat().st_size != expected:
-            raise BundleError(
-                f"{path}: {path.stat().st_size} bytes, but {spec.rows} x {spec.columns} {spec.dtype} "
-                f"need {expected}",
-                "Copy the bundle again, or convert the checkpoint again.",
-            )
-        self._rows = np.memmap(path, dtype=spec.dtype, mode="r", shape=shape)
-        self._scales: Array | None = None
-        if scale_bytes:
-            self._scales = np.fromfile(path, dtype="<f4", offset=expected - scale_bytes)
+        self._path = path
+        self._row_bytes = spec.bytes // spec.rows
+        try:
+            self._file = path.open("rb", buffering=0)
+            self._scales = np.fromfile(scales_path, "<f4") if scales_path else None
+        except OSError as error:
+            raise BundleError(f"{error.filename} cannot be read: {error.strerror}", _AGAIN) from None
 
     def rows(self, ids: Sequence[int]) -> Array:
         """Embeddings [len(ids), columns] float32; `BundleError` for an id that the table does not have."""
@@ -47,10 +43,19 @@ class EmbeddingTable:
                 f"token ids {wanted.min()} to {wanted.max()} do not fit the {self._spec.rows} embeddings",
                 "The tokenizer belongs to another model: convert the checkpoint again.",
             )
-        found: Array = self._rows[wanted].astype(np.float32)
+        size, start, file = self._row_bytes, self._spec.offset, self._file.fileno()
+        read = b"".join(os.pread(file, size, start + int(row) * size) for row in wanted)
+        if len(read) != len(wanted) * size:
+            raise BundleError(f"{self._path} was cut since it was opened", _AGAIN)
+        stored = np.frombuffer(read, np.dtype(self._spec.dtype).newbyteorder("<"))
+        found: Array = stored.reshape(len(wanted), self.columns).astype(np.float32)
         if self._scales is not None:
             found *= self._scales[wanted, None]
+            found *= self._scales[self._spec.rows :]
         return found
+
+
+_AGAIN = "Copy the bundle again, or convert the checkpoint again."
 
 
 class PromptRows:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rpi_runtime.errors import BundleError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 
 VRC = "vrc"
@@ -76,12 +76,33 @@ class Component:
 
 @dataclass(frozen=True)
 class Embedding:
-    """The token table: `rows` x `columns` in `dtype`, row by row; behind int8 come `rows` float32 scales."""
+    """The token table: `rows` x `columns` numbers, row by row from byte `offset` of `file`. That may be the
+    decoder graph, whose head has the same numbers.
+
+    An int8 number is to be multiplied with its row's scale and its column's: `scales` holds `rows`, then
+    `columns` float32, little-endian.
+    """
 
     file: File
-    dtype: str  # "int8" or "float16"
+    dtype: str  # one of `TABLE_BYTES`
     rows: int
     columns: int
+    offset: int = 0
+    scales: File | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of the numbers, without their scales."""
+        return self.rows * self.columns * TABLE_BYTES[self.dtype]
+
+    @property
+    def stored_bytes(self) -> int:
+        """With their scales."""
+        return self.bytes + (self.scales.bytes if self.scales else 0)
+
+
+# Types of the token table, and bytes of a number.
+TABLE_BYTES = {"float32": 4, "float16": 2, "int8": 1}
 
 
 # Types of the KV cache, and bytes of a number. int8 has a float32 scale for each key and value of a head.
@@ -177,11 +198,19 @@ class Manifest:
     def component(self, name: str) -> Component | None:
         return next((c for c in self.components if c.name == name), None)
 
+    @property
+    def table_is_head(self) -> bool:
+        """Whether the token table lies in the decoder graph, whose head it is."""
+        decoder = self.component(DECODER)
+        return bool(decoder and self.embedding and self.embedding.file == decoder.file)
+
     def files(self) -> tuple[File, ...]:
         """Every file the bundle lists, without the manifest itself."""
         found = [c.file for c in self.components] + [self.text.tokenizer]
         found += [self.text.chat_template] if self.text.chat_template else []
-        found += [self.embedding.file] if self.embedding else []
+        if self.embedding:
+            # The graph of a decoder is there already.
+            found += [f for f in (self.embedding.file, self.embedding.scales) if f and f not in found]
         return tuple(found)
 
 

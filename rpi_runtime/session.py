@@ -182,7 +182,8 @@ class Session:
     @cached_property
     def embedding(self) -> EmbeddingTable:
         _, table = self._decoder_parts()
-        return EmbeddingTable(self.bundle.file(table.file), table)
+        scales = self.bundle.file(table.scales) if table.scales else None
+        return EmbeddingTable(self.bundle.file(table.file), table, scales)
 
     @property
     def decoder(self) -> Decoder:

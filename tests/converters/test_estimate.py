@@ -24,16 +24,16 @@ SMALL = {"vrc": 4 * 10**6, "vision_base": 93 * 10**6, "vision_large": 305 * 10**
 SMALL["embedding"] = 151936 * 1024
 
 
-def a_plan(recipe: str = "int8") -> Plan:
-    return plan(ConvertOptions(Path("c"), Path("b"), recipe=recipe), preset("0.6b"))
+def a_plan(recipe: str = "int8", embedding: str = "auto") -> Plan:
+    return plan(ConvertOptions(Path("c"), Path("b"), recipe=recipe, embedding=embedding), preset("0.6b"))
 
 
 def all_stages(decided: Plan) -> list[Stage]:
     return stages_of(decided, Path("c"), KNOWN)
 
 
-def needs(recipe: str = "int8", available: Resources = PLENTY) -> estimate.Needs:
-    decided = a_plan(recipe)
+def needs(recipe: str = "int8", available: Resources = PLENTY, embedding: str = "auto") -> estimate.Needs:
+    decided = a_plan(recipe, embedding)
     return estimate.needs(all_stages(decided), decided, SMALL, available)
 
 
@@ -56,7 +56,8 @@ def test_float_graphs_and_small_graphs_both_take_disk() -> None:
     assert 0.59 * GB < need(found, "quantize decoder").disk_bytes < 0.8 * GB
     assert need(needs("int4"), "quantize decoder").disk_bytes < need(found, "quantize decoder").disk_bytes
     assert need(needs("fp32"), "quantize decoder").disk_bytes > 2.38 * GB
-    assert need(found, "embedding").disk_bytes > 155_000_000
+    assert need(found, "embedding").disk_bytes < 10_000_000, "it lies in the decoder"
+    assert need(needs(embedding="int8"), "embedding").disk_bytes > 155_000_000
 
 
 def test_what_is_finished_needs_nothing_more() -> None:

@@ -55,6 +55,23 @@ def test_vision_stands_for_both_branches_and_order_does_not_matter() -> None:
     assert (found.contexts, found.prefill_tokens, found.kv_dtype) == ((), (), "")
 
 
+def test_the_token_table_lies_in_a_tied_head_that_has_its_numbers() -> None:
+    found = {
+        r: plan(asked(recipe=r), NANO).embedding
+        for r in ("fp32", "fp16", "int8", "int4", "int4-channel,vrc=int8")
+    }
+    assert found == {
+        "fp32": "head",
+        "fp16": "head",
+        "int8": "head",
+        "int4": "head",
+        "int4-channel,vrc=int8": "int8",
+    }
+    untied = dataclasses.replace(NANO, decoder=dataclasses.replace(NANO.decoder, tie_word_embeddings=False))
+    assert plan(asked(), untied).embedding == "int8"
+    assert plan(asked(embedding="fp16"), NANO).embedding == "fp16"
+
+
 def test_the_kv_cache_has_8_bits_where_the_decoder_is_quantised() -> None:
     types = {recipe: plan(asked(recipe=recipe), NANO).kv_dtype for recipe in ("fp32", "fp16", "int8", "int4")}
     assert types == {"fp32": "float32", "fp16": "float32", "int8": "int8", "int4": "int8"}
@@ -85,7 +102,7 @@ def test_recipes_may_differ_per_component() -> None:
         ({"recipe": "int7"}, ["unknown recipe 'int7'", "Did you mean 'int"]),
         ({"recipe": "decodr=int8"}, ["'decodr'", "'decoder'"]),
         ({"delegate": "gpus"}, ["unknown delegate 'gpus'", "Did you mean 'gpu'?"]),
-        ({"embedding": "int4"}, ["unknown embedding type 'int4'", "fp16, int8"]),
+        ({"embedding": "int4"}, ["unknown embedding type 'int4'", "auto, fp16, int8"]),
         ({"tile_sides": (180,)}, ["tile side 180 px is not a multiple of 32 px", "160 or 192"]),
         ({"tile_sides": (16,)}, ["16 px is not a multiple of 32", "Nearest that fit: 32 px"]),
         ({"tile_sides": (448, 384)}, ["tile side 448 px", "the full tile's 384 px", "384, 256, 128"]),

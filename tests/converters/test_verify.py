@@ -24,7 +24,7 @@ FILES = (
     "vision_base.tflite",
     "vision_large.tflite",
     "decoder.tflite",
-    "embedding.int8",
+    "embedding.scales",
     "tokenizer.json",
     "chat_template.jinja",
 )
@@ -60,11 +60,11 @@ def test_one_changed_byte_in_any_file_is_found(bundle: Path, name: str) -> None:
 
 def test_all_that_is_wrong_is_listed(bundle: Path) -> None:
     (bundle / "vrc.tflite").write_bytes((bundle / "vrc.tflite").read_bytes()[:-4])
-    (bundle / "embedding.int8").unlink()
+    (bundle / "embedding.scales").unlink()
     problems = verify(bundle).problems
     assert len(problems) == 2
     assert "vrc.tflite: is cut" in problems[0]
-    assert "embedding.int8: is missing" in problems[1]
+    assert "embedding.scales: is missing" in problems[1]
 
 
 def test_a_recorded_miss_is_a_finding(bundle: Path) -> None:

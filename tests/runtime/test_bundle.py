@@ -17,7 +17,7 @@ from rpi_runtime import bundle as bundle_module
 from rpi_runtime import verified
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import BundleError, ExitCode
-from rpi_runtime.manifest import MANIFEST_FILE, Manifest, Tensor, to_json
+from rpi_runtime.manifest import MANIFEST_FILE, SCHEMA_VERSION, File, Manifest, Tensor, to_json
 from tests.runtime import tiny_bundle
 
 FILES = (
@@ -27,6 +27,7 @@ FILES = (
     "vision_large.tflite",
     "decoder.tflite",
     "embedding.int8",
+    "embedding.scales",
     "tokenizer.json",
     "chat_template.jinja",
 )
@@ -153,11 +154,11 @@ def test_what_is_no_bundle_says_what_it_is(tmp_path: Path, folder: Path) -> None
 
 def test_a_newer_schema_asks_for_a_newer_toolkit(folder: Path) -> None:
     data = json.loads((folder / MANIFEST_FILE).read_text())
-    data["schema_version"] = 3
+    data["schema_version"] = SCHEMA_VERSION + 1
     data["something_of_tomorrow"] = True
     (folder / MANIFEST_FILE).write_text(json.dumps(data))
     error = refusal(folder)
-    assert "has schema 3; this toolkit reads up to 2" in error.message
+    assert f"has schema {SCHEMA_VERSION + 1}; this toolkit reads up to {SCHEMA_VERSION}" in error.message
     assert "Update hypervl-edge" in error.remedy
 
 
@@ -224,6 +225,15 @@ def _replace(part: str, **values: Any) -> Callable[[Manifest], Manifest]:
     return lambda m: dataclasses.replace(m, **{part: dataclasses.replace(getattr(m, part), **values)})
 
 
+def _table_in_decoder(offset: int) -> Callable[[Manifest], Manifest]:
+    def change(manifest: Manifest) -> Manifest:
+        graph = manifest.component("decoder")
+        assert graph is not None
+        return _replace("embedding", file=graph.file, offset=offset)(manifest)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -236,7 +246,13 @@ def _replace(part: str, **values: Any) -> Callable[[Manifest], Manifest]:
         (_replace("decoder", layers=0), "decoder has 0"),
         (_replace("decoder", vocab_size=13), "embedding is 12 x 8, the decoder 13 x 8"),
         (_replace("decoder", rope_theta=float("nan")), "decoder has nan"),
-        (_replace("embedding", dtype="float16"), "cannot have 144 bytes"),
+        (_replace("embedding", dtype="int4"), "embedding.dtype is 'int4', not one of float32, float16, int8"),
+        (_replace("embedding", dtype="float16"), "cannot lie in the 96 of embedding.int8"),
+        (_replace("embedding", offset=1), "from byte 1 cannot lie in the 96 of embedding.int8"),
+        (_replace("embedding", offset=-1), "from byte -1 cannot lie"),
+        (_table_in_decoder(10**6), "from byte 1000000 cannot lie in the"),
+        (_replace("embedding", scales=None), "has no scales"),
+        (_replace("embedding", scales=File("embedding.scales", "0", 79)), "cannot have scales of 79 bytes"),
         (_replace("vision", tile_sides=(64, 48)), "vision_base has no signature 'tile_48'"),
         (_replace("vision", tile_sides=()), "not a descending list"),
         (_replace("vision", patch_px=0), "vision has 0"),

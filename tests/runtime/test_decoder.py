@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -228,17 +229,18 @@ class TestEmbeddings:
         if dtype == "int8":
             scales = np.abs(rows).max(axis=1) / 127
             stored = np.rint(rows / scales[:, None]).astype(np.int8)
-            path.write_bytes(stored.tobytes() + scales.astype("<f4").tobytes())
-            expected = stored * scales.astype(np.float32)[:, None]
+            columns = np.float32(2) ** np.arange(rows.shape[1])
+            np.concatenate([scales, columns]).astype("<f4").tofile(folder / "scales")
+            expected = stored * scales.astype(np.float32)[:, None] * columns
         else:
-            path.write_bytes(rows.astype("<f2").tobytes())
-            expected = rows.astype(np.float16).astype(np.float32)
-        spec = Embedding(File("embedding", "", path.stat().st_size), dtype, *rows.shape)
-        return EmbeddingTable(path, spec), expected
+            stored = rows.astype(f"<{np.dtype(dtype).str[1:]}")
+            expected = stored.astype(np.float32)
+        path.write_bytes(b"before it" + stored.tobytes() + b"behind it")
+        spec = Embedding(File("embedding", "", path.stat().st_size), dtype, *rows.shape, len("before it"))
+        return EmbeddingTable(path, spec, folder / "scales" if dtype == "int8" else None), expected
 
-    @pytest.mark.parametrize("dtype", ["int8", "float16"])
+    @pytest.mark.parametrize("dtype", ["int8", "float16", "float32"])
     def test_rows_are_read_from_the_file_as_float32(self, tmp_path: Path, dtype: str) -> None:
-        # 7 x 5 bytes of int8: the scales behind them are not aligned.
         rows = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
         table, expected = self.table(tmp_path, dtype, rows)
         found = table.rows([6, 0, 3, 3])
@@ -252,11 +254,17 @@ class TestEmbeddings:
         with pytest.raises(BundleError, match="do not fit the 7 embeddings"):
             table.rows([0, token])
 
-    def test_a_file_of_another_size_is_refused(self, tmp_path: Path) -> None:
-        path = tmp_path / "embedding"
-        path.write_bytes(bytes(69))
-        with pytest.raises(BundleError, match="69 bytes, but 7 x 5 float16 need 70"):
-            EmbeddingTable(path, Embedding(File("embedding", "", 69), "float16", 7, 5))
+    def test_a_file_that_was_cut_while_it_is_open_is_told(self, tmp_path: Path) -> None:
+        table, expected = self.table(tmp_path, "float16", np.ones((7, 5), np.float32))
+        os.truncate(tmp_path / "embedding", len("before it") + 6 * 10)
+        np.testing.assert_array_equal(table.rows([5]), expected[[5]])
+        with pytest.raises(BundleError, match="was cut since it was opened"):
+            table.rows([5, 6])
+
+    def test_a_file_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+        spec = Embedding(File("embedding", "", 70), "float16", 7, 5)
+        with pytest.raises(BundleError, match="absent cannot be read: No such file"):
+            EmbeddingTable(tmp_path / "absent", spec)
 
     @given(st.integers(0, 19), st.integers(1, 20))
     def test_a_stretch_of_a_prompt_is_the_same_wherever_it_is_cut(self, start: int, count: int) -> None:

@@ -37,7 +37,8 @@ def write(folder: Path) -> Manifest:
     """Writes the bundle into `folder` and returns its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     components = tuple(_component(folder, name, signatures) for name, signatures in _signatures().items())
-    (folder / "embedding.int8").write_bytes(bytes(range(VOCAB * HIDDEN)) + struct.pack("<12f", *range(1, 13)))
+    (folder / "embedding.int8").write_bytes(bytes(range(VOCAB * HIDDEN)))
+    (folder / "embedding.scales").write_bytes(struct.pack("<20f", *range(1, 13), *[1] * 8))
     (folder / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}}')
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     manifest = Manifest(
@@ -48,7 +49,9 @@ def write(folder: Path) -> Manifest:
         components=components,
         text=TextSpec(entry(folder, "tokenizer.json"), entry(folder, "chat_template.jinja"), (1,)),
         decoder=DecoderSpec(1, 1, 4, HIDDEN, VOCAB, 10000.0, (CONTEXT,), (4,), "float32"),
-        embedding=Embedding(entry(folder, "embedding.int8"), "int8", VOCAB, HIDDEN),
+        embedding=Embedding(
+            entry(folder, "embedding.int8"), "int8", VOCAB, HIDDEN, scales=entry(folder, "embedding.scales")
+        ),
         vision=VisionSpec(64, SIDES, 4, True, 16, (0.5, 1.0), 32, 0.5),
     )
     (folder / MANIFEST_FILE).write_text(to_json(manifest))

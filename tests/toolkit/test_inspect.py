@@ -59,7 +59,7 @@ def test_a_bundle_shows_its_components_and_what_they_cost(
     assert "vrc 0.001 int8 8.1 cpu route 0.99990" in text
     assert "vision_base 0.001 int8 8.1 cpu tile_64, 32 0.99990" in text
     assert "prefill_4 decode" in text
-    assert "embedding 0.000 int8 12.0" in text  # 96 numbers and 12 float32 scales: 144 bytes
+    assert "embedding 0.000 int8 14.7" in text  # 96 numbers and 20 float32 scales: 176 bytes
     assert "litert-torch 0.10.0" in text
     assert "16 at 64 px, 4 at 32 px" in text
     assert "at most 4 and a thumbnail: 80 visual tokens" in text

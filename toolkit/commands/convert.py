@@ -60,7 +60,12 @@ def convert(
             show_default="int8 with a quantised decoder, else float32",
         ),
     ] = None,
-    embedding: Annotated[str, typer.Option(help="Token table as int8 or fp16.")] = "int8",
+    embedding: Annotated[
+        str,
+        typer.Option(
+            help="Token table: int8, fp16, or auto, which reads it in the decoder's head where it can."
+        ),
+    ] = "auto",
     delegate: Annotated[
         str, typer.Option(help="What the graphs are meant for: cpu, gpu, nnapi, npu or external.")
     ] = "cpu",
@@ -144,7 +149,8 @@ def _print(result: ConvertReport) -> None:
         for c in result.components
     ]
     if (table := result.embedding) is not None:
-        size, bits = f"{table.bytes / 1e6:.2f}", f"{table.bits_per_weight:.2f}"
+        size = "in decoder" if table.in_head else f"{table.bytes / 1e6:.2f}"
+        bits = f"{table.bits_per_weight:.2f}"
         rows.append(
             (
                 "embedding",

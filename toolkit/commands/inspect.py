@@ -52,8 +52,9 @@ def _print_bundle(bundle: BundleInspection) -> None:
     rows = [_component_row(component) for component in manifest.components]
     if manifest.embedding:
         table = manifest.embedding
-        bits = 8 * table.file.bytes / (table.rows * table.columns)
-        rows.append(("embedding", _mb(table.file.bytes), table.dtype, f"{bits:.1f}", "", "", ""))
+        bits = 8 * table.stored_bytes / (table.rows * table.columns)
+        size = "in decoder" if manifest.table_is_head else _mb(table.stored_bytes)
+        rows.append(("embedding", size, table.dtype, f"{bits:.1f}", "", "", ""))
     columns = ("component", "MB", "recipe", "bits", "delegate", "signatures", "cosine")
     report.table(
         f"{bundle.path}: bundle, {_mb(bundle.bytes)} MB", columns, rows, right=("MB", "bits", "cosine")
