@@ -32,16 +32,17 @@ from rpi_runtime.manifest import (
 Results = Mapping[str, StageResult]
 
 
-def write_bundle(space: Workspace, manifest: Manifest) -> None:
-    """Completes the new bundle, has the reader check it, and puts it in the place of the old one."""
+def write_bundle(space: Workspace, manifest: Manifest) -> Bundle:
+    """Completes the new bundle and has the reader check it."""
     listed = {MANIFEST_FILE, *(f.path for f in manifest.files())}
     for path in space.new_bundle.iterdir():
         if path.name not in listed:  # of an earlier run with other options
             path.unlink()
     write_whole(space.new_bundle / MANIFEST_FILE, to_json(manifest))
-    for problem in Bundle.open(space.new_bundle, verify=False).problems():
+    bundle = Bundle.open(space.new_bundle, verify=False)
+    for problem in bundle.problems():
         raise problem
-    space.publish()
+    return bundle
 
 
 def build_manifest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +12,21 @@ from converters import estimate, host
 from converters.bundle_writer import Results, build_manifest, misses, write_bundle
 from converters.options import ConvertOptions, Plan, plan
 from converters.pipeline import need_convert_extra, read_stage, stages_of
-from converters.stages import StageEvent, StageResult, finished, forget, run_stages
+from converters.stages import (
+    StageEvent,
+    StageFinished,
+    StageResult,
+    StageStarted,
+    finished,
+    forget,
+    run_stages,
+)
 from converters.workspace import workspace
 from hypervl.config import HyperVLConfig
 from hypervl.text_files import read_json
-from rpi_runtime.errors import CheckpointError
+from rpi_runtime.bundle import Bundle
+from rpi_runtime.errors import CheckpointError, EdgeError
+from rpi_runtime.footprint import Footprint, measure_into
 from rpi_runtime.manifest import MANIFEST_FILE, Embedding, Manifest, Parity
 
 
@@ -65,6 +76,7 @@ class ConvertReport:
     seconds: float  # of this run
     peak_bytes: int
     stages: tuple[StageResult, ...]
+    footprint: Footprint | None  # of the graphs here; None where it was not measured
     misses: tuple[str, ...]  # a line per signature that is further from PyTorch than its recipe allows
 
     @property
@@ -92,10 +104,25 @@ def convert(options: ConvertOptions, on_event: Callable[[Event], None] = lambda 
         needed = estimate.needs(todo, decided, known["parameters"], host.resources(space.folder))
         on_event(NeedsStated(needed))
         estimate.require(needed)
-        results = run_stages(stages, space.folder, on_event)
+        results = run_stages(stages, space.folder, on_event, more=int(options.measure))
         manifest = build_manifest(decided, config, known, results, space.new_bundle)
-        write_bundle(space, manifest)
-    return _report(space.bundle, decided, manifest, results, time.monotonic() - started)
+        bundle = write_bundle(space, manifest)
+        footprint = _measure(bundle, len(stages) + 1, on_event) if options.measure else None
+        space.publish()
+    return _report(space.bundle, decided, manifest, results, footprint, time.monotonic() - started)
+
+
+def _measure(bundle: Bundle, number: int, on_event: Callable[[Event], None]) -> Footprint | None:
+    """None where it cannot be measured: the bundle is good all the same."""
+    name, started = "measure memory", time.monotonic()
+    on_event(StageStarted(name, number, number))
+    footprint = None
+    with contextlib.suppress(EdgeError):
+        footprint = measure_into(bundle)
+    peak = max(footprint.graphs().values()) + footprint.runtime.total if footprint else 0
+    seconds = round(time.monotonic() - started, 3)
+    on_event(StageFinished(number, number, StageResult(name, seconds, peak, 0, {}, None, resumed=False)))
+    return footprint
 
 
 def _config(checkpoint: Path) -> HyperVLConfig:
@@ -111,7 +138,12 @@ def _config(checkpoint: Path) -> HyperVLConfig:
 
 
 def _report(
-    bundle: Path, decided: Plan, manifest: Manifest, results: Results, seconds: float
+    bundle: Path,
+    decided: Plan,
+    manifest: Manifest,
+    results: Results,
+    footprint: Footprint | None,
+    seconds: float,
 ) -> ConvertReport:
     components = []
     for component in manifest.components:
@@ -137,10 +169,11 @@ def _report(
         embedding=_table_report(manifest.embedding, manifest.table_is_head, results["embedding"])
         if manifest.embedding
         else None,
-        bundle_bytes=sum(f.bytes for f in manifest.files()) + (bundle / MANIFEST_FILE).stat().st_size,
+        bundle_bytes=sum(path.stat().st_size for path in bundle.iterdir()),
         seconds=round(seconds, 3),
         peak_bytes=max(r.peak_bytes for r in results.values()),
         stages=tuple(results.values()),
+        footprint=footprint,
         misses=misses(manifest.components),
     )
 

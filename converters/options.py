@@ -37,6 +37,7 @@ class ConvertOptions:
     kv: str = ""  # what the KV cache holds: one of `KV_BYTES`
     embedding: str = "auto"  # one of `EMBEDDINGS`
     delegate: str = "cpu"
+    measure: bool = True  # what the graphs take in memory here
 
 
 @dataclass(frozen=True)

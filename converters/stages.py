@@ -102,20 +102,24 @@ class StageFailed(EdgeError):
 
 
 def run_stages(
-    stages: Sequence[Stage], work: Path, on_event: Callable[[StageEvent], None] = lambda event: None
+    stages: Sequence[Stage],
+    work: Path,
+    on_event: Callable[[StageEvent], None] = lambda event: None,
+    more: int = 0,
 ) -> dict[str, StageResult]:
-    """Runs what is not finished yet, in order; results by stage name.
+    """Runs what is not finished yet, in order; results by stage name. Events count `more` stages that the
+    caller will run.
 
     Raises what a stage raised (an `EdgeError`), `ResourceError` for a kill or a full disk, `StageFailed`
     for a crash. KeyboardInterrupt, like any exception here, first ends the stage's process.
     """
-    results = {}
+    results, count = {}, len(stages) + more
     for number, stage in enumerate(stages, 1):
         result = finished(stage, work)
         if result is None:
-            on_event(StageStarted(stage.name, number, len(stages)))
+            on_event(StageStarted(stage.name, number, count))
             result = _run(stage, work, on_event)
-        on_event(StageFinished(number, len(stages), result))
+        on_event(StageFinished(number, count, result))
         results[stage.name] = result
     return results
 

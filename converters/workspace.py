@@ -23,9 +23,16 @@ from converters.stage_worker import sync_folder
 from converters.stages import StageFailed
 from hypervl.new_folder import exchange
 from rpi_runtime.errors import ResourceError, UsageError
-from rpi_runtime.manifest import MANIFEST_FILE
+from rpi_runtime.manifest import FOOTPRINT_FILE, MANIFEST_FILE
 
-_BUNDLE_FILES = (MANIFEST_FILE, "*.tflite", "embedding.*", "tokenizer.json", "chat_template.jinja")
+_BUNDLE_FILES = (
+    MANIFEST_FILE,
+    FOOTPRINT_FILE,
+    "*.tflite",
+    "embedding.*",
+    "tokenizer.json",
+    "chat_template.jinja",
+)
 
 
 @dataclass(frozen=True)

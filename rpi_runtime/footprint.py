@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ import numpy as np
 
 from delegates.cpu import cpu_features
 from rpi_runtime.backends.base import BackendChoice, Graph, SharedInputs
-from rpi_runtime.backends.select import default_threads, open_graph
+from rpi_runtime.backends.select import choose, default_threads, open_graph
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import EdgeError, ResourceError
 from rpi_runtime.kernel import give_back, memory, reset_peak
 from rpi_runtime.kv_cache import KVCache
-from rpi_runtime.manifest import DECODER, Manifest, Signature, to_json
+from rpi_runtime.manifest import DECODER, FOOTPRINT_FILE, Manifest, Signature, to_json
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class GraphFootprint:
     peak: int  # bytes above what was there before, at most, while it opened and ran
     signatures: tuple[SignatureFootprint, ...]
     left: Taken  # after it was closed
+    reserved: int  # bytes that may be written and were not, as stacks of threads
 
     @property
     def in_use(self) -> Taken:
@@ -76,6 +77,16 @@ class GraphFootprint:
         for signature in self.signatures:
             total += signature.first + signature.again
         return total
+
+    @property
+    def needed(self) -> int:
+        """Bytes that it takes at most, without what it leaves behind."""
+        return max(self.peak, self.in_use.total) - self.left.total
+
+    @property
+    def weights(self) -> int:
+        """Of these the ones that are mapped: the kernel can drop them, and reads them again."""
+        return max(0, max(self.opened.mapped, self.in_use.mapped) - self.left.mapped)
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class Footprint:
     backend: str
     version: str
     threads: int
+    machine: str  # "x86_64", "aarch64"
 
     @property
     def libraries(self) -> int:
@@ -94,31 +106,71 @@ class Footprint:
 
     def graphs(self) -> dict[str, int]:
         """Component -> bytes that its graph takes at most, whatever became of its weight cache."""
+        return self._most(lambda graph: graph.needed)
+
+    def graphs_without_weights(self) -> dict[str, int]:
+        """The same when the kernel drops mapped weights as soon as they were read."""
+        return self._most(lambda graph: graph.needed - graph.weights)
+
+    def weights(self) -> dict[str, int]:
+        """Component -> bytes of mapped weights that each of its runs reads."""
+        return {graph.component: graph.weights for graph in self.warm}
+
+    def reserved(self) -> dict[str, int]:
+        return self._most(lambda graph: graph.reserved)
+
+    def _most(self, bytes_of: Callable[[GraphFootprint], int]) -> dict[str, int]:
         found: dict[str, int] = {}
         for graph in (*self.cold, *self.warm):
-            most = max(graph.peak, graph.in_use.total) - graph.left.total
-            found[graph.component] = max(found.get(graph.component, 0), most)
+            found[graph.component] = max(found.get(graph.component, 0), bytes_of(graph))
         return found
 
 
 def known(bundle: Bundle, choice: BackendChoice, threads: int, folder: Path | None) -> Footprint:
-    """What was measured before on this machine, kept in `folder`, or is measured now."""
-    told = [to_json(bundle.manifest), choice.package, choice.version, choice.name, threads]
-    told.append(dataclasses.astuple(cpu_features()))
-    key = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:32]
-    file = folder / f"{key}.footprint" if folder else None
-    if file is not None:
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            return _footprint(json.loads(file.read_text()))
+    """What was measured before on such a machine, kept in `folder` or in the bundle, or is measured now."""
+    key = _key(bundle, choice, threads)
+    kept = folder / f"{key}.footprint" if folder else None
+    for file in (kept, bundle.folder / FOOTPRINT_FILE):
+        # One that is cut, or of another version of ours, counts as none.
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            stored = json.loads(file.read_text()) if file else {}
+            if stored["key"] == key:
+                return _footprint(stored["footprint"])
     found = measure(bundle, choice.name, threads)
-    if file is not None:
+    if kept is not None:
         # A full disk, or a folder of somebody else: it is measured again next time.
         with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps(dataclasses.asdict(found)))
-            partial.replace(file)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            _keep(found, key, kept)
     return found
+
+
+def measure_into(bundle: Bundle) -> Footprint:
+    """Measures with what `Session.open` would choose here, and keeps that in the bundle."""
+    choice, threads = choose(), default_threads()
+    found = measure(bundle, choice.name, threads)
+    _keep(found, _key(bundle, choice, threads), bundle.folder / FOOTPRINT_FILE)
+    return found
+
+
+def stored_in(folder: Path) -> Footprint | None:
+    """What the bundle in `folder` says about its memory, on whatever machine that was measured."""
+    try:
+        return _footprint(json.loads((folder / FOOTPRINT_FILE).read_text())["footprint"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _key(bundle: Bundle, choice: BackendChoice, threads: int) -> str:
+    told = [to_json(bundle.manifest), choice.package, choice.version, choice.name, threads]
+    told.append(dataclasses.astuple(cpu_features()))
+    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:32]
+
+
+def _keep(found: Footprint, key: str, file: Path) -> None:
+    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps({"key": key, "footprint": dataclasses.asdict(found)}, indent=1) + "\n")
+    partial.replace(file)
 
 
 def _footprint(stored: dict[str, Any]) -> Footprint:
@@ -141,7 +193,13 @@ def measure(bundle: Bundle, backend: str = "auto", threads: int | None = None) -
     runtime = Taken(**found["runtime"]) if found else Taken(0, 0)
     choice = found.get("choice", {})
     return Footprint(
-        runtime, tuple(cold), tuple(warm), choice.get("name", ""), choice.get("version", ""), count
+        runtime,
+        tuple(cold),
+        tuple(warm),
+        choice.get("name", ""),
+        choice.get("version", ""),
+        count,
+        cpu_features().machine,
     )
 
 
@@ -202,6 +260,12 @@ class _Account:
     def peak(self) -> int:
         return memory().peak_resident_bytes - self.start.resident_bytes
 
+    @property
+    def reserved(self) -> int:
+        now = memory()
+        written = now.anonymous_bytes - self.start.anonymous_bytes
+        return max(0, now.data_bytes - self.start.data_bytes - written)
+
 
 def _measure_here(bundle: Bundle, component: str, backend: str, threads: int, cache: Path) -> dict[str, Any]:
     account = _Account()
@@ -210,12 +274,12 @@ def _measure_here(bundle: Bundle, component: str, backend: str, threads: int, ca
     opened = account.taken()
     choice, state = dataclasses.asdict(graph.choice), graph.weight_cache
     signatures = list(_run_all(graph, bundle.manifest, component, account))
-    peak = account.peak
+    peak, reserved = account.peak, account.reserved
     graph.close()
     give_back()
     now = memory()
     left = Taken(now.anonymous_bytes - before.anonymous_bytes, now.mapped_bytes - before.mapped_bytes)
-    found = GraphFootprint(component, state, opened, peak, tuple(signatures), left)
+    found = GraphFootprint(component, state, opened, peak, tuple(signatures), left, reserved)
     runtime = Taken(before.anonymous_bytes, before.mapped_bytes)
     return {"graph": dataclasses.asdict(found), "runtime": dataclasses.asdict(runtime), "choice": choice}
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from rpi_runtime.backends.base import Array
 from rpi_runtime.clock import Clock
 from rpi_runtime.embedding import PromptRows
-from rpi_runtime.encoder import RoutedPicture
+from rpi_runtime.encoder import BRANCHES, RoutedPicture
 from rpi_runtime.errors import BundleError, UsageError
 from rpi_runtime.images import Picture, Source
 from rpi_runtime.kernel import memory
+from rpi_runtime.manifest import DECODER
 from rpi_runtime.prompt import Item, Prompt, TokenRun, VisualRun, layout
 from rpi_runtime.routing import Routing
 from rpi_runtime.run_report import RunReport, Times, describe
@@ -148,11 +149,10 @@ class Generation(Iterator[str]):
         _need_room(self._prompt, session)
         self._reused = self._prompt.reusable(session.held)
         left = self._prompt.after(self._reused)
-        features = self._encode([run for run in left if isinstance(run, VisualRun)], pixels)
-        pixels.clear()
-        decoder = session.decoder  # after the last tile: it may close the branch
+        visual = self._visual([run for run in left if isinstance(run, VisualRun)], pixels)
+        decoder = session.decoder  # now: it may close the branch
         decoder.kv.keep(self._reused)
-        rows = PromptRows(left, session.embedding, lambda run: features[run.image, run.tile])
+        rows = PromptRows(left, session.embedding, visual)
         with self._clock.phase("prefill"):
             return decoder.prefill(
                 rows, lambda fed: self._step(Progress("prefill", fed, len(rows.positions)))
@@ -161,10 +161,12 @@ class Generation(Iterator[str]):
     def _route(self) -> dict[int, Picture]:
         """Routes the new pictures; gives their pixels by index."""
         pixels: dict[int, Picture] = {}
+        session = self._session
         for source in self._turn.new:
+            self._make_room(pixels)
             index = len(self.pictures)
             on_tile = partial(self._routed, index)
-            routed, pixels[index] = self._session.encoder.route(
+            routed, pixels[index] = session.encoder.route(
                 source, self._options.routing, self._options.branch, self._clock, on_tile
             )
             self.pictures += (routed,)
@@ -173,20 +175,47 @@ class Generation(Iterator[str]):
     def _routed(self, image: int, done: int, total: int) -> None:
         self._step(Progress("route", done, total, image))
 
-    def _encode(self, runs: Sequence[VisualRun], pixels: dict[int, Picture]) -> dict[tuple[int, int], Array]:
-        """Visual tokens by picture and tile, of the tiles whose keys and values are not there."""
-        features: dict[tuple[int, int], Array] = {}
+    def _visual(self, runs: Sequence[VisualRun], pixels: dict[int, Picture]) -> Callable[[VisualRun], Array]:
+        """Gives the visual tokens of the tiles in `runs`, whose keys and values are not there.
+
+        Where decoder and branch are open together each tile is encoded when the prompt comes to it, and its
+        tokens are dropped behind it. Otherwise all of them are encoded now, and wait.
+        """
         wanted = Counter(run.image for run in runs)
-        for run in runs:
+
+        def encode(run: VisualRun) -> Array:
             picture = self.pictures[run.image]
-            if run.image not in pixels:  # of an earlier turn, and the cache has lost it
+            if run.image not in pixels:  # of an earlier turn, and the cache has lost it; or there was no room
+                self._make_room(pixels)
                 pixels[run.image] = self._session.encoder.reopen(picture, self._clock)
-            features[run.image, run.tile] = self._session.encoder.encode(
-                picture, pixels[run.image], run.tile, self._clock
-            )
+            tokens = self._session.encoder.encode(picture, pixels[run.image], run.tile, self._clock)
             self._encoded[run.image] += 1
+            if self._encoded[run.image] == wanted[run.image]:
+                del pixels[run.image]
             self._step(Progress("encode", self._encoded[run.image], wanted[run.image], run.image))
-        return features
+            return tokens
+
+        branches = {BRANCHES[self.pictures[run.image].plan.branch] for run in runs}
+        if self._session.open_together(DECODER, *branches):
+            latest: dict[tuple[int, int], Array] = {}
+
+            def as_it_comes(run: VisualRun) -> Array:
+                at = (run.image, run.tile)
+                if at not in latest:
+                    latest.clear()
+                    latest[at] = encode(run)
+                return latest[at]
+
+            return as_it_comes
+        features = {(run.image, run.tile): encode(run) for run in runs}
+        pixels.clear()
+        return lambda run: features[run.image, run.tile]
+
+    def _make_room(self, pixels: dict[int, Picture]) -> None:
+        """Before a picture is opened: a memory budget counts one, and none beside a decoder that is alone."""
+        self._session.before_picture()
+        if self._session.plan is not None:
+            pixels.clear()
 
     def _answer(self, logits: Array) -> Generator[str, None, str]:
         """Yields the text and returns why it ended."""

@@ -36,8 +36,7 @@ class Graphs:
     def get(self, component: str) -> Graph:
         """The graph of `component`, opened when it is not. Raises `BundleError`."""
         if component not in self._open:
-            group = next(group for group in self._residency if component in group)
-            self._close([name for name in self._open if name not in group])
+            self.leave(component)
             graph = self._open_graph(component)
             self._open[component] = graph
             self.weight_caches[component] = graph.weight_cache
@@ -47,6 +46,15 @@ class Graphs:
     def names(self) -> frozenset[str]:
         """Of the graphs that are open now."""
         return frozenset(self._open)
+
+    def leave(self, component: str) -> None:
+        """Closes the graphs that may not be open together with that of `component`."""
+        group = next(group for group in self._residency if component in group)
+        self._close([name for name in self._open if name not in group])
+
+    def together(self, *components: str) -> bool:
+        """Whether these may be open at the same time."""
+        return any({*components} <= group for group in self._residency)
 
     def close(self) -> None:
         """Closes all."""

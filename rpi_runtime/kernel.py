@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ class Memory:
     peak_resident_bytes: int  # since the process started, or since `reset_peak`
     anonymous_bytes: int  # now; cannot be dropped
     mapped_bytes: int  # now; files that the kernel drops when it needs the memory
+    data_bytes: int = 0  # now; may be written, whether it ever was or not: what RLIMIT_DATA bounds
 
     @property
     def resident_bytes(self) -> int:
@@ -31,6 +33,7 @@ def memory(process: int | None = None, root: Path = _ROOT) -> Memory:
         peak_resident_bytes=known.get("VmHWM", 0),
         anonymous_bytes=known.get("RssAnon", 0),
         mapped_bytes=known.get("RssFile", 0) + known.get("RssShmem", 0),
+        data_bytes=known.get("VmData", 0),
     )
 
 
@@ -41,6 +44,15 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def limit_data(count: int) -> Callable[[], None]:
+    """Has the kernel refuse this process more than `count` writable bytes of its own; call what is returned
+    to lift that. A lower limit that is there already stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    lowest = min(limit for limit in (count, soft, hard) if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_DATA, (lowest, hard))
+    return lambda: resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def give_back() -> None:

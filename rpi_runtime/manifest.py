@@ -17,6 +17,9 @@ from rpi_runtime.errors import BundleError
 
 SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
+# What the graphs took in memory where the bundle was made (`rpi_runtime.footprint`). Each machine has figures
+# of its own, so the manifest leaves it out.
+FOOTPRINT_FILE = "footprint.json"
 
 VRC = "vrc"
 VISION_BASE = "vision_base"
@@ -235,6 +238,11 @@ def from_json(text: str) -> Manifest:
         raise BundleError(
             f"{MANIFEST_FILE} has schema {version}; this toolkit reads up to {SCHEMA_VERSION}",
             "Update hypervl-edge on this machine, or convert the bundle with this version.",
+        )
+    if version < SCHEMA_VERSION:
+        raise BundleError(
+            f"{MANIFEST_FILE} has schema {version}, of an older toolkit; this one reads {SCHEMA_VERSION}",
+            "Convert the checkpoint again.",
         )
     fields = {name: value for name, value in data.items() if name != _SEAL}
     manifest: Manifest = _build(Manifest, fields, "")

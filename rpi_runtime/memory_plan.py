@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from rpi_runtime.decoder import host_bytes
 from rpi_runtime.encoder import BRANCHES
@@ -59,6 +61,7 @@ class Context:
 
     keys_and_values: int
     host: int  # inputs and outputs of the decoder
+    visual_tokens: int  # as many as it holds, while they wait for the decoder
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ class Needs:
 
     process: int  # Python and its libraries, LiteRT's included
     graphs: Mapping[str, int]  # those that an answer may use
+    weights: Mapping[str, int]  # what of them are mapped weights, which can be read again and again
     contexts: Mapping[int, Context]  # by tokens; (0: nothing) without a decoder
-    visual_tokens: int  # of one picture
+    tile_tokens: int  # visual tokens of one tile
     picture: int  # the largest that is decoded at a scale, as it is decoded; 0 without vision
 
 
@@ -90,6 +94,8 @@ class MemoryPlan:
     phases: tuple[Phase, ...]
     peaks: dict[int, dict[str, int]]  # of every context of the bundle, in every way
     picture_pixels: int  # that may be held while a picture is decoded
+    # Component -> bytes of its weights that each of its runs reads from storage, since they do not fit.
+    streamed: dict[str, int] = field(default_factory=dict)
 
     @property
     def residency(self) -> Residency:
@@ -121,17 +127,20 @@ def needs(
     components = {VRC, DECODER, *(BRANCHES[branch] for branch in branches)}
     graphs = {name: cost for name, cost in footprint.graphs().items() if name in components}
     spec, decoder = manifest.vision, manifest.decoder
-    tokens = spec.tokens(spec.tile_side) * (spec.max_tiles + spec.thumbnail) if spec else 0
+    token_bytes = np.dtype(np.float16).itemsize * decoder.hidden_size if spec and decoder else 0
     return Needs(
         process=process + footprint.libraries,
         graphs=graphs,
+        weights={name: cost for name, cost in footprint.weights().items() if name in components},
         contexts={
-            slots: Context(decoder.kv_bytes_per_token * slots, host_bytes(decoder, slots))
+            slots: Context(
+                decoder.kv_bytes_per_token * slots, host_bytes(decoder, slots), token_bytes * slots
+            )
             for slots in _contexts(decoder, context_tokens)
         }
         if decoder
-        else {0: Context(0, 0)},
-        visual_tokens=tokens * decoder.hidden_size * 2 if decoder else 0,
+        else {0: Context(0, 0, 0)},
+        tile_tokens=token_bytes * spec.tokens(spec.tile_side) if spec else 0,
         picture=_scaled_picture(spec) if spec else 0,
     )
 
@@ -151,8 +160,32 @@ def _scaled_picture(spec: VisionSpec) -> int:
     return _WASTE * spec.max_tiles * spec.tile_side**2 * _BYTES_PER_PIXEL
 
 
-def make_plan(budget: int, need: Needs) -> MemoryPlan:
-    """The first choice that fits; raises `ResourceError` with the smallest budget that would do."""
+def make_plan(budget: int, need: Needs, stream_weights: bool = False) -> MemoryPlan:
+    """The first choice that fits; raises `ResourceError` with the smallest budget that would do.
+
+    With `stream_weights`, when none fits, weights need not stay: the kernel drops their pages under pressure,
+    and each run of a graph reads them from storage.
+    """
+    without = replace(need, graphs={n: cost - need.weights[n] for n, cost in need.graphs.items()})
+    try:
+        return _first_that_fits(budget, need)
+    except ResourceError as error:
+        try:
+            found = _first_that_fits(budget, without)
+        except ResourceError as too_small:
+            raise (too_small if stream_weights else error) from None
+        room = found.head_room
+        streamed = {n: held - room for n, held in need.weights.items() if held > room}
+        if stream_weights:
+            return replace(found, streamed=streamed)
+        most = max(streamed.values(), default=0)
+        hint = (
+            f" With --stream-weights this budget does, and up to {_mb(most)} are read again for each token."
+        )
+        raise ResourceError(error.message, error.remedy + hint) from None
+
+
+def _first_that_fits(budget: int, need: Needs) -> MemoryPlan:
     choices = {
         (context, way): _phases(need, context, WAYS[way])
         for context in sorted(need.contexts, reverse=True)
@@ -199,18 +232,22 @@ def _phases(need: Needs, context: int, residency: Residency) -> tuple[Phase, ...
         found = [{name: need.graphs[name] for name in sorted(group & need.graphs.keys())} for group in groups]
         return max(found, key=lambda one: sum(one.values()), default={})
 
-    found = []
-    if need.picture:
-        picture, tokens = {"picture": need.picture}, {"visual tokens": need.visual_tokens}
-        branches = [name for name in (VISION_BASE, VISION_LARGE) if name in need.graphs]
-        found += [
-            Phase("open picture", {**always, **graphs(DECODER), **told, **picture}),
-            Phase("route", {**always, **graphs(VRC), **told, **picture}),
-            Phase("encode", {**always, **graphs(*branches), **told, **picture, **tokens}),
-            Phase("prefill", {**always, **graphs(DECODER), **told, **tokens}),
-        ]
+    if not need.picture:
+        found = [Phase("prefill", {**always, **graphs(DECODER), **told})]
     else:
-        found.append(Phase("prefill", {**always, **graphs(DECODER), **told}))
+        picture = {"picture": need.picture}
+        branches = [name for name in (VISION_BASE, VISION_LARGE) if name in need.graphs]
+        # The picture is opened once the decoder is closed, where the two are not open together.
+        found = [Phase("route", {**always, **graphs(VRC), **told, **picture})]
+        if any({DECODER, *branches} <= group for group in residency):  # tile by tile
+            tokens = {"visual tokens": need.tile_tokens}
+            found.append(Phase("read", {**always, **graphs(DECODER), **told, **picture, **tokens}))
+        else:
+            tokens = {"visual tokens": held.visual_tokens}
+            found += [
+                Phase("encode", {**always, **graphs(*branches), **told, **picture, **tokens}),
+                Phase("prefill", {**always, **graphs(DECODER), **told, **tokens}),
+            ]
     return (*found, Phase("decode", {**always, **graphs(DECODER), **told}))
 
 

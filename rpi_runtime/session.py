@@ -22,8 +22,8 @@ from rpi_runtime.errors import UsageError
 from rpi_runtime.generation import Generation, Options, Progress, Turn
 from rpi_runtime.graphs import TOGETHER, Graphs, Residency
 from rpi_runtime.images import MAX_DECODED_PIXELS, Source
-from rpi_runtime.kernel import memory
-from rpi_runtime.manifest import DECODER, DecoderSpec, Embedding, Manifest
+from rpi_runtime.kernel import limit_data, memory
+from rpi_runtime.manifest import DECODER, VRC, DecoderSpec, Embedding, Manifest
 from rpi_runtime.prompt import ImageSlot, Item, Part, Position
 from rpi_runtime.routing import Routing
 from rpi_runtime.sampling import Sampling
@@ -56,6 +56,8 @@ class Session:
         memory_budget: int | None = None,
         branches: Sequence[str] = tuple(BRANCHES),
         context_tokens: int | None = None,
+        stream_weights: bool = False,
+        strict: bool = False,
     ) -> Session:
         """Checks the bundle and chooses a backend; opens no graph yet.
 
@@ -67,6 +69,10 @@ class Session:
         the context and the largest picture. The first time on a machine, graphs are measured for seconds.
         Only `branches` may then be asked for: a budget need not hold what is never used; nor a longer
         conversation than `context_tokens`, which otherwise is the longest of the bundle's that fits.
+        `stream_weights` accepts a budget that leaves the weights of a graph no room, so that each of its runs
+        reads them from storage; the kernel drops their pages where it must, so the budget should be that of a
+        container or of the whole machine. `strict` puts a limit of the kernel under this process while the
+        session is open (RLIMIT_DATA): what would exceed the budget ends in a `ResourceError` or MemoryError.
         Raises `BundleError`, `ResourceError` (no runtime fits, or the budget is too small), `UsageError` (an
         unknown backend).
         """
@@ -84,8 +90,12 @@ class Session:
             residency,
             tuple(branches),
         )
+        if memory_budget is None and (stream_weights or strict):
+            raise UsageError("stream_weights and strict need a memory budget", "Give one.")
         if memory_budget is not None:
-            session._keep_to(memory_budget, context_tokens)
+            session._keep_to(memory_budget, context_tokens, stream_weights)
+            if strict:
+                session._limit_memory()
         return session
 
     def __init__(
@@ -112,6 +122,8 @@ class Session:
         self._running: Generation | None = None
         self._closed = False
         self.plan: MemoryPlan | None = None  # of the memory, with a budget
+        self._reserved = 0  # bytes of address space that open graphs have and do not use
+        self._lift_limit: Callable[[], None] = lambda: None
 
     def generate(
         self,
@@ -226,12 +238,20 @@ class Session:
     def open_graphs(self) -> frozenset[str]:
         return self._graphs.names
 
+    def open_together(self, *components: str) -> bool:
+        """Whether the graphs of these may be open at the same time."""
+        return self._graphs.together(*components)
+
     def graph(self, component: str) -> Graph:
         """The graph of `component`, opened when it is first asked for. Raises `BundleError`."""
         if self._closed:
             raise RuntimeError("the session is closed")
         with self._clock.phase("load"):
             return self._graphs.get(component)
+
+    def before_picture(self) -> None:
+        """Closes the decoder where it may not be open together with what sees: a picture takes its place."""
+        self._graphs.leave(VRC)
 
     def need_vision(self, images: Sequence[Source]) -> None:
         """Raises `UsageError` for pictures that this bundle cannot look at."""
@@ -256,6 +276,7 @@ class Session:
         self._decoder = None
         self.__dict__.pop("embedding", None)
         self._graphs.close()
+        self._lift_limit()
 
     def __enter__(self) -> Session:
         return self
@@ -265,7 +286,7 @@ class Session:
     ) -> None:
         self.close()
 
-    def _keep_to(self, budget: int, context_tokens: int | None) -> None:
+    def _keep_to(self, budget: int, context_tokens: int | None, stream_weights: bool) -> None:
         """Plans for `budget`. What every answer needs is loaded first, so that it counts."""
         # Only a budget needs them, and they bring subprocess, argparse and tempfile.
         from rpi_runtime.footprint import known
@@ -275,8 +296,17 @@ class Session:
         folder = self._cache_folder or default_folder()
         footprint = known(self.bundle, self.choice, self.threads, folder)
         need = needs(self.manifest, footprint, memory().resident_bytes, self._branches, context_tokens)
-        self.plan = make_plan(budget, need)
+        self.plan = make_plan(budget, need, stream_weights)
         self._graphs = Graphs(self._open_graph, self.plan.residency, self._before_close)
+        self._reserved = sum(footprint.reserved().values())
+
+    def _limit_memory(self) -> None:
+        """The kernel refuses this process what goes beyond the budget. It counts address space that may be
+        written, so what a graph reserves and never writes comes on top."""
+        assert self.plan is not None
+        now = memory()
+        room = self.plan.budget - now.resident_bytes
+        self._lift_limit = limit_data(now.data_bytes + room + self._reserved)
 
     def _open_graph(self, component: str) -> Graph:
         entry = self.manifest.component(component)

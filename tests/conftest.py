@@ -194,6 +194,7 @@ def nano_bundle(routing_checkpoint: Path, make_once: MakeOnce) -> Path:
                 prefill_tokens=(8, 32),
                 contexts=(128, 512),
                 embedding="fp16",
+                measure=False,
             )
         )
 

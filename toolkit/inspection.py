@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpi_runtime.errors import UsageError
+from rpi_runtime.footprint import stored_in
 from rpi_runtime.manifest import COMPONENTS, MANIFEST_FILE, Manifest, Parity, Signature
 
 if TYPE_CHECKING:
     from hypervl.config import DecoderConfig, VisionConfig
+    from rpi_runtime.footprint import Footprint
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class BundleInspection:
     tile_tokens: dict[int, int]  # tile side in px -> visual tokens
     most_visual_tokens: int  # of one picture: every tile at the full side
     kv_cache_bytes: int  # of a full context
+    footprint: Footprint | None  # of the graphs, where the bundle was made
     problems: tuple[str, ...]  # files that are missing or have another size; their bytes are not read
 
 
@@ -122,6 +125,7 @@ def _bundle(path: Path) -> BundleInspection:
         tile_tokens={side: vision.tokens(side) for side in vision.tile_sides} if vision else {},
         most_visual_tokens=most,
         kv_cache_bytes=decoder.kv_bytes_per_token * decoder.context_tokens if decoder else 0,
+        footprint=stored_in(path),
         problems=tuple(_problems(path, manifest)),
     )
 

@@ -38,6 +38,7 @@ def nano_options(shallow_checkpoint: Path) -> ConvertOptions:
         tile_sides=(384, 128),
         prefill_tokens=(16,),
         contexts=(64, 128),
+        measure=False,
     )
 
 
@@ -45,7 +46,7 @@ def nano_options(shallow_checkpoint: Path) -> ConvertOptions:
 def converted(nano_options: ConvertOptions, make_once: MakeOnce) -> Converted:
     def make(folder: Path) -> None:
         (folder / "bundles").mkdir()
-        options = replace(nano_options, bundle=folder / "bundles" / "nano")
+        options = replace(nano_options, bundle=folder / "bundles" / "nano", measure=True)
         events: list[Event] = []
         report = convert(options, events.append)
         (folder / "converted").write_bytes(pickle.dumps(Converted(options, report, tuple(events))))

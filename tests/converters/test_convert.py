@@ -25,9 +25,11 @@ from converters.options import ConvertOptions, plan
 from converters.pipeline import stages_of
 from converters.stages import StageFinished
 from hypervl.config import preset
+from rpi_runtime import footprint
+from rpi_runtime.backends.select import choose, default_threads
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import CheckpointError, ResourceError
-from rpi_runtime.manifest import COMPONENTS, MANIFEST_FILE, from_json
+from rpi_runtime.manifest import COMPONENTS, FOOTPRINT_FILE, MANIFEST_FILE, from_json
 from tests.converters import small_hosts
 from tests.converters.conftest import Converted
 
@@ -68,7 +70,7 @@ def test_the_bundle_is_whole_and_alone(converted: Converted) -> None:
     manifest = Bundle.open(converted.bundle).manifest
     assert tuple(c.name for c in manifest.components) == COMPONENTS
     assert sorted(p.name for p in converted.bundle.iterdir()) == sorted(
-        [MANIFEST_FILE, *(f.path for f in manifest.files())]
+        [MANIFEST_FILE, FOOTPRINT_FILE, *(f.path for f in manifest.files())]
     )
     assert list(converted.bundle.parent.iterdir()) == [converted.bundle]
 
@@ -118,6 +120,22 @@ def test_the_report_has_seconds_and_memory_per_component(converted: Converted) -
         assert component.worst_cosine == min(p.cosine for p in component.parity)
     assert report.bundle_bytes == sum(p.stat().st_size for p in report.bundle.iterdir())
     assert report.passed
+
+
+def test_the_bundle_says_what_its_graphs_take_in_memory(
+    converted: Converted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan on a machine of the same kind need not measure again."""
+    bundle = Bundle.open(converted.bundle)
+    found = footprint.stored_in(converted.bundle)
+    assert found == converted.report.footprint
+    assert found is not None
+    assert set(found.graphs()) == set(COMPONENTS)
+    for name, needed in found.graphs().items():
+        assert 0 < found.graphs_without_weights()[name] < needed
+        assert found.weights()[name] > 0
+    monkeypatch.setattr(footprint, "measure", None)
+    assert footprint.known(bundle, choose(), default_threads(), None) == found
 
 
 def test_needs_are_stated_first_and_cover_what_was_then_used(converted: Converted) -> None:

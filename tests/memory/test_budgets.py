@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +18,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rpi_runtime.backends.weight_cache import entries
+from rpi_runtime.backends.weight_cache import default_folder, entries
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import ImageError, UsageError
 from rpi_runtime.footprint import Footprint, known, measure
-from rpi_runtime.kernel import memory
+from rpi_runtime.graphs import ONE_BY_ONE, TOGETHER, Residency
+from rpi_runtime.kernel import limit_data, memory
 from rpi_runtime.memory_plan import WAYS
 from rpi_runtime.session import Session
+from tests.conftest import MakeOnce
 
 ROOT = Path(__file__).resolve().parents[2]
 # Answers pictures under a budget, says how, and waits to be looked at.
@@ -28,10 +34,14 @@ _ANSWER = """
 import json, sys
 from rpi_runtime.session import Session
 bundle, budget, *pictures = sys.argv[1:]
+pictures = [[picture] for picture in pictures]
+if "--" in sys.argv:
+    at = pictures.index(["--"])
+    pictures = [*pictures[:at], [picture for group in pictures[at + 1:] for picture in group]]
 with Session.open(bundle, threads=1, memory_budget=int(budget), branches=("base",)) as session:
     told = [session.plan.way, session.plan.peak, session.plan.peaks[512], []]
-    for picture in pictures:
-        generation = session.generate("What is this?", [picture], routing="fixed:0.25", max_new_tokens=8)
+    for group in pictures:
+        generation = session.generate("What is this?", group, routing="fixed:0.25", max_new_tokens=8)
         told[3].append("".join(generation))
     print(json.dumps(told), flush=True)
     sys.stdin.read()
@@ -47,10 +57,19 @@ class Answered:
     peak: int  # resident, as the kernel says
 
 
-def answered(bundle: Path, budget: int, *pictures: Path) -> Answered:
+def answered(
+    bundle: Path,
+    budget: int,
+    *pictures: Path,
+    together: Sequence[Path] = (),
+    before: Callable[[], None] | None = None,
+) -> Answered:
+    """A question about each of `pictures`, then one about all of those `together`; `before` runs first of all
+    in the process."""
     command = [sys.executable, "-c", _ANSWER, str(bundle), str(budget), *map(str, pictures)]
+    command += ["--", *map(str, together)] if together else []
     with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=before
     ) as process:
         assert process.stdin
         assert process.stdout
@@ -59,6 +78,39 @@ def answered(bundle: Path, budget: int, *pictures: Path) -> Answered:
         process.stdin.close()
         assert process.wait() == 0
     return Answered(*json.loads(line), peak)
+
+
+@contextmanager
+def control_group(limit: int) -> Iterator[Callable[[], None]]:
+    """A control group of `limit` bytes below our own; what is given lets a process join it. Skips where the
+    system does not let us make one."""
+    listed = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    ours = next((path for _, names, path in listed if names == "memory"), None)
+    parent, most = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+    if ours is None:
+        ours = next((path for _, names, path in listed if not names), "/")
+        parent, most = Path("/sys/fs/cgroup"), "memory.max"
+    group = parent / ours.lstrip("/") / f"hypervl-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error.strerror}")
+    try:
+        try:
+            (group / most).write_text(str(limit))
+        except OSError as error:
+            pytest.skip(f"a control group has no limit of memory here: {error.strerror}")
+        yield lambda: (group / "cgroup.procs").write_text(str(os.getpid())) and None
+    finally:
+        group.rmdir()
+
+
+def drop_from_page_cache(bundle: Path) -> None:
+    """Pages that are there already would be charged to whoever read them first."""
+    weights = default_folder()
+    for path in (*bundle.iterdir(), *weights.iterdir()):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +126,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, photo: Path) -> list[Path
     return made
 
 
+@pytest.fixture(scope="session")
+def measured_once(nano_bundle: Path, make_once: MakeOnce) -> Path:
+    def make(folder: Path) -> None:
+        with Session.open(nano_bundle, threads=1) as session:
+            known(session.bundle, session.choice, 1, folder)
+
+    return make_once("footprint", make)
+
+
 @pytest.fixture
-def measured(nano_bundle: Path, cache_home: Path) -> Footprint:
+def measured(nano_bundle: Path, measured_once: Path, cache_home: Path) -> Footprint:
     """As every session on this machine will find it."""
+    shutil.copytree(measured_once, cache_home, dirs_exist_ok=True)
     with Session.open(nano_bundle, threads=1) as session:
         return known(session.bundle, session.choice, 1, cache_home)
 
@@ -99,11 +161,117 @@ def test_every_way_keeps_its_budget_with_any_picture(
 
 
 def test_the_peak_hardly_depends_on_the_picture(
+    nano_bundle: Path, measured: Footprint, pictures: list[Path], tmp_path: Path, photo: Path
+) -> None:
+    """Under the smallest budget, from 0.07 to 67 megapixels."""
+    largest = tmp_path / "8192x8192.jpg"
+    with Image.open(photo) as opened:
+        opened.convert("RGB").resize((8192, 8192)).save(largest)
+    least = min(answered(nano_bundle, 2 << 30, pictures[0]).peaks.values()) + (4 << 20)
+    peaks = [answered(nano_bundle, least, picture).peak for picture in (*pictures, largest)]
+    assert max(peaks) <= 1.03 * min(peaks), peaks
+
+
+def test_several_pictures_take_as_much_as_one(
     nano_bundle: Path, measured: Footprint, pictures: list[Path]
 ) -> None:
-    least = min(answered(nano_bundle, 2 << 30, pictures[0]).peaks.values()) + (4 << 20)
-    peaks = [answered(nano_bundle, least, picture).peak for picture in pictures[1:]]
-    assert max(peaks) <= 1.08 * min(peaks)
+    """They are open one after another, and their visual tokens wait inside the plan."""
+    least = min(answered(nano_bundle, 2 << 30).peaks.values()) + (4 << 20)
+    done = answered(nano_bundle, least, pictures[3], together=[pictures[1], pictures[3], pictures[1]])
+    assert done.peak <= least
+    assert len(done.texts) == 2
+
+
+def test_visual_tokens_are_prefilled_as_they_come_where_all_is_open(
+    nano_bundle: Path, cache_home: Path, photo: Path
+) -> None:
+    def phases(residency: Residency) -> tuple[list[str], str]:
+        told: list[str] = []
+        with Session.open(nano_bundle, threads=1, residency=residency) as session:
+            answer = session.generate(
+                "What?", [photo], max_new_tokens=4, on_progress=lambda p: told.append(p.phase)
+            )
+            return told, "".join(answer)
+
+    together, text = phases(TOGETHER)
+    last_tile = len(together) - 1 - together[::-1].index("encode")
+    assert "prefill" in together[:last_tile]
+    apart, same = phases(ONE_BY_ONE)
+    assert "prefill" not in apart[: len(apart) - 1 - apart[::-1].index("encode")]
+    assert same == text
+
+
+def test_the_resident_set_stays_flat_over_four_hundred_questions(
+    nano_bundle: Path, measured: Footprint, pictures: list[Path]
+) -> None:
+    script = """
+import json, sys
+from rpi_runtime.kernel import limit_data, memory
+from rpi_runtime.session import Session
+bundle, *pictures = sys.argv[1:]
+held = []
+with Session.open(bundle, threads=1) as session:
+    for number in range(400):
+        picture = pictures[number // 10 % len(pictures)]
+        answer = session.generate(f"Question {number}?", [picture], routing="fixed:0.25", max_new_tokens=3)
+        "".join(answer)
+        if number in (199, 399):
+            held.append(memory().resident_bytes)
+print(json.dumps(held))
+"""
+    command = [sys.executable, "-c", script, str(nano_bundle), str(pictures[0]), str(pictures[1])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    after_200, after_400 = json.loads(done.stdout)
+    assert after_400 <= 1.01 * after_200
+
+
+def test_with_strict_the_kernel_refuses_what_exceeds_the_budget(
+    nano_bundle: Path, measured: Footprint, photo: Path
+) -> None:
+    script = """
+import sys
+import numpy as np
+from rpi_runtime.session import Session
+bundle, budget, picture = sys.argv[1:]
+with Session.open(bundle, threads=1, memory_budget=int(budget), branches=("base",), strict=True) as session:
+    answer = "".join(session.generate("What is this?", [picture], max_new_tokens=8))
+    try:
+        np.ones(int(budget), np.uint8)
+        print("nobody refused")
+    except MemoryError:
+        print("refused")
+print(len(answer) > 0, np.ones(int(budget), np.uint8).nbytes == int(budget))
+"""
+    for budget in set(answered(nano_bundle, 2 << 30).peaks.values()):
+        command = [sys.executable, "-c", script, str(nano_bundle), str(budget + (4 << 20)), str(photo)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["refused", "True", "True"]
+
+
+def test_a_limit_that_is_already_lower_stays() -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    lift_outer = limit_data(8 << 30)
+    try:
+        lift_inner = limit_data(16 << 30)
+        assert resource.getrlimit(resource.RLIMIT_DATA)[0] == 8 << 30
+        lift_inner()
+        assert resource.getrlimit(resource.RLIMIT_DATA)[0] == 8 << 30
+    finally:
+        lift_outer()
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_in_a_control_group_as_large_as_the_budget_nothing_is_killed(
+    nano_bundle: Path, measured: Footprint, pictures: list[Path]
+) -> None:
+    for budget in set(answered(nano_bundle, 2 << 30).peaks.values()):
+        limit = budget + (4 << 20)
+        with control_group(limit) as join:
+            drop_from_page_cache(nano_bundle)
+            done = answered(nano_bundle, limit, *pictures, before=join)
+        assert done.peak <= limit
+        assert len(done.texts) == len(pictures)
 
 
 def test_a_picture_that_does_not_fit_is_refused_before_it_is_decoded(

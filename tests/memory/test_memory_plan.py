@@ -17,8 +17,9 @@ MB = 1_000_000
 NEEDS = Needs(
     process=70 * MB,
     graphs={VRC: 2 * MB, VISION_BASE: 24 * MB, VISION_LARGE: 27 * MB, DECODER: 20 * MB},
-    contexts={256: Context(2 * MB, MB), 1024: Context(30 * MB, MB)},
-    visual_tokens=MB,
+    weights={VRC: MB, VISION_BASE: 3 * MB, VISION_LARGE: 4 * MB, DECODER: 15 * MB},
+    contexts={256: Context(2 * MB, MB, MB), 1024: Context(30 * MB, MB, 4 * MB)},
+    tile_tokens=MB // 2,
     picture=10 * MB,
 )
 sizes = st.integers(0, 10_000 * MB)
@@ -28,15 +29,19 @@ sizes = st.integers(0, 10_000 * MB)
 def any_needs(draw: st.DrawFn) -> Needs:
     names = draw(st.sets(st.sampled_from([VRC, VISION_BASE, VISION_LARGE])))
     vision = bool(names)
+    # A graph takes more than the visual tokens that wait for another.
+    graphs = {name: draw(st.integers(5 * MB, 10_000 * MB)) for name in sorted({*names, DECODER})}
     return Needs(
         process=draw(st.integers(MB, 200 * MB)),
-        graphs={name: draw(sizes) for name in sorted({*names, DECODER})},
+        graphs=graphs,
+        weights={name: draw(st.integers(0, cost - 5 * MB)) for name, cost in graphs.items()},
         contexts={
-            tokens: Context(cost * tokens, cost)
+            tokens: Context(cost * tokens, cost, tile * tokens)
             for cost in [draw(st.integers(0, MB))]
+            for tile in [draw(st.integers(0, 1000))]
             for tokens in draw(st.sets(st.integers(1, 4096), min_size=1, max_size=3))
         },
-        visual_tokens=draw(sizes) if vision else 0,
+        tile_tokens=0,
         picture=draw(st.integers(1, 100 * MB)) if vision else 0,
     )
 
@@ -80,7 +85,6 @@ def test_one_by_one_a_phase_holds_its_own_graph() -> None:
         for phase in planned(planned(1000 * MB).peaks[1024]["one by one"]).phases
     }
     assert held == {
-        "open picture": {DECODER},  # of the answer before
         "route": {VRC},
         "encode": {VISION_LARGE},  # the larger of the two
         "prefill": {DECODER},
@@ -107,8 +111,21 @@ def test_what_is_left_bounds_pictures_that_cannot_be_scaled() -> None:
     assert planned(5000 * MB).picture_pixels == 50_000_000
 
 
+def test_visual_tokens_wait_only_where_graphs_are_not_open_together() -> None:
+    peaks = planned(1000 * MB).peaks[1024]
+    together, apart = (
+        {phase.name: phase.holds.get("visual tokens") for phase in planned(peaks[way]).phases}
+        for way in ("together", "vision, then decoder")
+    )
+    assert together == {"route": None, "read": MB // 2, "decode": None}
+    waiting = {"encode": 4 * MB, "prefill": 4 * MB}
+    assert apart == {"route": None, "decode": None, **waiting}
+
+
 def test_text_alone_holds_no_picture() -> None:
-    text = dataclasses.replace(NEEDS, graphs={DECODER: 20 * MB}, picture=0, visual_tokens=0)
+    text = dataclasses.replace(
+        NEEDS, graphs={DECODER: 20 * MB}, weights={DECODER: 0}, picture=0, tile_tokens=0
+    )
     plan = make_plan(1000 * MB, text)
     assert [phase.name for phase in plan.phases] == ["prefill", "decode"]
     assert all(len(set(ways.values())) == 1 for ways in plan.peaks.values())
@@ -131,6 +148,21 @@ def test_a_plan_never_exceeds_its_budget_and_slower_ways_never_take_more(need: N
     else:
         with pytest.raises(ResourceError):
             make_plan(budget, need)
+
+
+def test_weights_are_streamed_when_asked_and_nothing_else_fits() -> None:
+    least = planned(1000 * MB).peaks[256]["one by one"]
+    assert make_plan(least, NEEDS, stream_weights=True) == planned(least)
+    with pytest.raises(ResourceError, match="is too small") as caught:
+        planned(least - 1)
+    assert "With --stream-weights this budget does" in caught.value.remedy
+    plan = make_plan(least - 1, NEEDS, stream_weights=True)
+    assert plan.peak + plan.head_room == plan.budget
+    assert plan.streamed == {n: w - plan.head_room for n, w in NEEDS.weights.items() if w > plan.head_room}
+    with pytest.raises(ResourceError) as caught:
+        make_plan(50 * MB, NEEDS, stream_weights=True)
+    assert int(caught.value.remedy.split()[1]) * MB < least
+    assert "--stream-weights" not in caught.value.remedy
 
 
 @pytest.mark.parametrize(

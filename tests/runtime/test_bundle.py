@@ -152,6 +152,15 @@ def test_what_is_no_bundle_says_what_it_is(tmp_path: Path, folder: Path) -> None
     assert "convert that has not finished" in refusal(partial).message
 
 
+def test_an_older_schema_asks_for_another_convert(folder: Path) -> None:
+    data = json.loads((folder / MANIFEST_FILE).read_text())
+    data["schema_version"] = SCHEMA_VERSION - 1
+    (folder / MANIFEST_FILE).write_text(json.dumps(data))
+    error = refusal(folder)
+    assert f"has schema {SCHEMA_VERSION - 1}, of an older toolkit; this one reads" in error.message
+    assert "Convert" in error.remedy
+
+
 def test_a_newer_schema_asks_for_a_newer_toolkit(folder: Path) -> None:
     data = json.loads((folder / MANIFEST_FILE).read_text())
     data["schema_version"] = SCHEMA_VERSION + 1

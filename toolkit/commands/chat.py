@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from toolkit import report
 from toolkit.commands import options as opt
-from toolkit.memory_view import memory_options
+from toolkit.memory_view import memory_options, tell_streaming
 from toolkit.run_view import ProgressLine, stream
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def chat(
     seed: opt.Seed = None,
     stop: opt.Stop = None,
     memory: opt.Memory = None,
+    strict: opt.Strict = False,
+    stream_weights: opt.StreamWeights = False,
     threads: opt.Threads = None,
     backend: opt.Backend = "auto",
     weight_cache: opt.WeightCache = True,
@@ -57,7 +59,7 @@ def chat(
         backend=backend,
         weight_cache=weight_cache,
         verbose=verbose,
-        **memory_options(memory, branch),
+        **memory_options(memory, branch, strict, stream_weights),
     ) as session:
 
         def start() -> Conversation:
@@ -71,6 +73,7 @@ def chat(
             )
 
         session.need_vision(image or [])
+        tell_streaming(session)
         if sys.stdin.isatty():
             report.note(f"{session.manifest.model}. {_HELP}")
         _talk(start, list(image or []), as_json=as_json)

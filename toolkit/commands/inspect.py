@@ -118,6 +118,10 @@ def _bundle_pairs(bundle: BundleInspection) -> Iterator[tuple[str, str]]:
             "KV cache",
             f"{decoder.kv_dtype}, {_mb(bundle.kv_cache_bytes)} MB when full, {each:,.1f} kB per token",
         )
+    if bundle.footprint is not None:
+        taken = bundle.footprint
+        graphs = ", ".join(f"{name} {needed / 1e6:.1f}" for name, needed in taken.graphs().items())
+        yield "memory, MB", f"{graphs}; measured on {taken.machine}, {taken.threads} threads"
 
 
 def _print_graph(graph: GraphInspection) -> None:

@@ -33,6 +33,15 @@ Stop = Annotated[
 Threads = Annotated[int | None, typer.Option(help="Threads.", show_default="the cores, at most 4")]
 Backend = Annotated[str, typer.Option(help="auto, compiled, interpreter, tflite-runtime or tensorflow.")]
 WeightCache = Annotated[bool, typer.Option(help="Keep packed weights in a file for the next start.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Have the kernel refuse this process more than --memory.")
+]
+StreamWeights = Annotated[
+    bool,
+    typer.Option(
+        "--stream-weights", help="Where --memory is too small, read weights from storage again and again."
+    ),
+]
 Memory = Annotated[
     str | None,
     typer.Option(help="What this process may hold at most, like 512MB, or auto.", show_default="no budget"),

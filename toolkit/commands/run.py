@@ -9,7 +9,7 @@ import typer
 
 from toolkit import report
 from toolkit.commands import options as opt
-from toolkit.memory_view import memory_options
+from toolkit.memory_view import memory_options, tell_streaming
 from toolkit.run_view import ProgressLine, stream, summary
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ def run(
         bool, typer.Option("--raw", help="Continue the prompt as it stands, without chat template.")
     ] = False,
     memory: opt.Memory = None,
+    strict: opt.Strict = False,
+    stream_weights: opt.StreamWeights = False,
     threads: opt.Threads = None,
     backend: opt.Backend = "auto",
     weight_cache: opt.WeightCache = True,
@@ -60,10 +62,11 @@ def run(
             backend=backend,
             weight_cache=weight_cache,
             verbose=verbose,
-            **memory_options(memory, branch),
+            **memory_options(memory, branch, strict, stream_weights),
         ) as session,
         ProgressLine() as progress,
     ):
+        tell_streaming(session)
         generation = session.generate(
             prompt,
             image or [],
