@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 # Processes that share the tests.
 JOBS ?= 2
 
-.PHONY: demo test lint fast clean
+.PHONY: demo test lint fast board clean
 
 demo: $(STAMP)
 	@$(BIN)/python scripts/demo.py
@@ -32,6 +32,10 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install -q torch==2.13.0
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -e ".[dev]"
 	@touch $@
+
+# An emulated Pi 4 with 512 MB, reached by ssh: make board BUNDLE=build/demo/bundle
+board: $(STAMP)
+	$(BIN)/python scripts/board.py $(BUNDLE)
 
 clean:
 	rm -rf $(VENV) .cache demo build *.egg-info

@@ -20,6 +20,8 @@ from litert_converter import converter_api_ext
 from litert_converter.mlir import ir
 from torch import Tensor
 
+from converters.cache_order import order_casts
+
 _STAND_IN = "a weight behind the flatbuffer"
 _ALIGNMENT_BYTES = 64  # kernels that read a weight where it is mapped want at least 16
 
@@ -35,6 +37,7 @@ def write_graph(module: ir.Operation, constants: Mapping[ir.Attribute, Tensor], 
     model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     behind: dict[int, Any] = _take_small_ones(model)
     behind.update(zip(_put_buffers(model, len(weights)), weights, strict=True))
+    order_casts(model)
     head = flatbuffer_utils.convert_object_to_bytearray(model)
     tables = schema.Model.GetRootAs(head)
     with path.open("wb") as file:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.cache_order import drop_stale_order
 from converters.recipes import Recipe, Rule
 from converters.silence import silence
 from rpi_runtime import tflite_file
@@ -69,6 +70,7 @@ def quantize_component(
             )
         except ValueError as error:
             raise _misfit(recipe, error) from error
+    drop_stale_order(out_path, fp32_path)
     out_path.chmod(fp32_path.stat().st_mode)  # the quantizer makes its files executable
 
 

@@ -162,9 +162,9 @@ def stored_in(folder: Path) -> Footprint | None:
 
 
 def _key(bundle: Bundle, choice: BackendChoice, threads: int) -> str:
-    told = [to_json(bundle.manifest), choice.package, choice.version, choice.name, threads]
-    told.append(dataclasses.astuple(cpu_features()))
-    return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:32]
+    cpu = cpu_features()
+    told = [to_json(bundle.manifest), choice.package, choice.version, choice.name, threads, cpu.machine]
+    return hashlib.sha256(json.dumps([*told, sorted(cpu.names)]).encode()).hexdigest()[:32]
 
 
 def _keep(found: Footprint, key: str, file: Path) -> None:

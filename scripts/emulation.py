@@ -64,17 +64,17 @@ def prepare() -> Emulator:
         if shutil.which(tool) is None:
             raise Unavailable(f"{tool} not found: the emulated root is made of Debian packages")
     CACHE.mkdir(parents=True, exist_ok=True)
-    mirror = _debian_mirror()
+    mirror = debian_mirror()
     host = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
     qemu = (
-        _unpacked("qemu", mirror, QEMU_SUITE, host, ("qemu-user",), dependencies=False)
+        unpacked("qemu", mirror, QEMU_SUITE, host, ("qemu-user",), dependencies=False)
         / "usr/bin/qemu-aarch64"
     )
-    root = _unpacked("root-arm64", mirror, ROOT_SUITE, "arm64", ROOT_PACKAGES, dependencies=True)
-    return Emulator(qemu, root, _wheels())
+    root = unpacked("root-arm64", mirror, ROOT_SUITE, "arm64", ROOT_PACKAGES, dependencies=True)
+    return Emulator(qemu, root, wheels())
 
 
-def _debian_mirror() -> str:
+def debian_mirror() -> str:
     """The archive that this machine's apt already uses for Debian itself."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
@@ -88,7 +88,7 @@ def _debian_mirror() -> str:
     raise Unavailable("apt knows no archive of Debian bookworm here")
 
 
-def _unpacked(
+def unpacked(
     name: str, mirror: str, suite: str, arch: str, packages: tuple[str, ...], *, dependencies: bool
 ) -> Path:
     """Folder with `packages` of `suite` unpacked (not installed), made once under the cache."""
@@ -126,20 +126,20 @@ def _unpacked(
             "-q",
             *(part for key, value in settings.items() for part in ("-o", f"{key}={value}")),
         ]
-        _run([*apt, "update"])
+        run([*apt, "update"])
         if dependencies:
-            _run([*apt, "install", "--yes", "--download-only", *packages])
+            run([*apt, "install", "--yes", "--download-only", *packages])
         else:
-            _run([*apt, "download", *packages], cwd=work / "archives")
+            run([*apt, "download", *packages], cwd=work / "archives")
         unpacked = work / "unpacked"
         unpacked.mkdir()
         for deb in sorted((work / "archives").glob("*.deb")):
-            _run(["dpkg-deb", "-x", str(deb), str(unpacked)])
+            run(["dpkg-deb", "-x", str(deb), str(unpacked)])
         unpacked.rename(target)
     return target
 
 
-def _wheels() -> Path:
+def wheels() -> Path:
     """Folder with the light install's aarch64 wheels, made once under the cache."""
     target = CACHE / "site-packages-arm64"
     if target.exists():
@@ -150,12 +150,12 @@ def _wheels() -> Path:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(site)]
         python = ["--python-version", "3.11", "--implementation", "cp"]
         abis = ["--abi", "cp311", "--abi", "abi3", "--abi", "none"]
-        _run([*pip, "--only-binary=:all:", *python, *abis, *platforms, *WHEELS])
+        run([*pip, "--only-binary=:all:", *python, *abis, *platforms, *WHEELS])
         site.rename(target)
     return target
 
 
-def _run(command: list[str], cwd: Path | None = None) -> None:
+def run(command: list[str], cwd: Path | None = None) -> None:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-3:]

@@ -1,9 +1,11 @@
-"""The runtime's whole path on an emulated Pi 4 and Pi 5: the same tokens as here."""
+"""The runtime's whole path on an emulated Pi 5, and on a whole emulated board: the same tokens as here."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.emulation, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module")
-def emulation() -> ModuleType:
-    name = "emulation"
+def script(name: str) -> ModuleType:
+    """A module of `scripts/`, which is no package."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -26,6 +27,11 @@ def emulation() -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def emulation() -> ModuleType:
+    return script("emulation")
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +56,13 @@ def here(nano_bundle: Path, photo: Path) -> dict[str, Any]:
     return answer
 
 
-@pytest.mark.parametrize(("board", "backend"), [("PI4", "interpreter"), ("PI5", "compiled")])
-def test_an_emulated_board_gives_the_same_tokens(
-    board: str,
-    backend: str,
+def check_same(there: dict[str, Any], here: dict[str, Any]) -> None:
+    assert len(here["token_ids"]) == 8
+    assert there["token_ids"] == here["token_ids"]
+    assert [i["sides_px"] for i in there["images"]] == [i["sides_px"] for i in here["images"]]
+
+
+def test_an_emulated_pi_5_gives_the_same_tokens(
     emulation: ModuleType,
     emulator: Any,
     here: dict[str, Any],
@@ -62,13 +71,34 @@ def test_an_emulated_board_gives_the_same_tokens(
     tmp_path: Path,
 ) -> None:
     cache = {"XDG_CACHE_HOME": str(tmp_path)}
-    done = emulator.python(question(nano_bundle, photo), getattr(emulation, board), cache)
+    done = emulator.python(question(nano_bundle, photo), emulation.PI5, cache)
     assert done.returncode == 0, done.stderr
     there = json.loads(done.stdout)
-    assert there["backend"]["name"] == backend  # a Pi 4 has no LSE atomics, which CompiledModel needs
-    assert len(here["token_ids"]) == 8
-    assert there["token_ids"] == here["token_ids"]
-    assert [i["sides_px"] for i in there["images"]] == [i["sides_px"] for i in here["images"]]
+    assert there["backend"]["name"] == "compiled"
+    check_same(there, here)
+
+
+def test_a_board_with_512_mb_and_the_cpu_of_a_pi_4_gives_the_same_tokens(
+    emulation: ModuleType, here: dict[str, Any], nano_bundle: Path, photo: Path, tmp_path: Path
+) -> None:
+    """A kernel of its own with memory that ends, reached by ssh."""
+    (tmp_path / "pictures").mkdir()
+    shutil.copy(photo, tmp_path / "pictures" / photo.name)
+    try:
+        board = script("board").Board(512, emulation.PI4, [nano_bundle, tmp_path / "pictures"])
+    except emulation.Unavailable as reason:
+        pytest.skip(str(reason))
+    with board:
+        asked = question(Path("/data") / nano_bundle.name, Path("/data/pictures") / photo.name)
+        done = board.run(shlex.join(["python3.11", *asked]))
+        total = board.run("grep MemTotal /proc/meminfo").stdout.split()
+    assert done.returncode == 0, done.stderr
+    there = json.loads(done.stdout)
+    # It has no LSE atomics, which CompiledModel needs.
+    assert there["backend"]["name"] == "interpreter"
+    check_same(there, here)
+    assert int(total[1]) * 1024 < 512 << 20
+    assert there["memory"]["peak_resident_bytes"] < 200_000_000
 
 
 def test_asking_a_pi_4_for_compiled_model_is_refused_before_it_kills_the_process(

@@ -41,7 +41,10 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"hypervl-edge {importlib.metadata.version('hypervl-edge')}")
+        try:
+            typer.echo(f"hypervl-edge {importlib.metadata.version('hypervl-edge')}")
+        except importlib.metadata.PackageNotFoundError:
+            typer.echo("hypervl-edge, run from its source")
         raise typer.Exit
 
 

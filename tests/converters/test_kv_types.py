@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ai_edge_litert.tools import flatbuffer_utils
 
+from converters.cache_order import METADATA, serialised
 from converters.export import ExportOptions, export_component
 from converters.parity import check_component
+from converters.quantize import quantize_component
 from converters.recipes import RECIPES
-from hypervl.checkpoint import Checkpoint
+from hypervl.byte_tokenizer import byte_tokenizer
+from hypervl.checkpoint import Checkpoint, save
 from hypervl.decoder import Decoder as TorchDecoder
 from hypervl.decoder import attention_mask, rope_table
+from hypervl.model import build
 from hypervl.specs import decoder_spec
 from rpi_runtime import tflite_file
 from rpi_runtime.backends.base import Array, Graph
@@ -25,6 +33,9 @@ from rpi_runtime.embedding import EmbeddingTable, PromptRows
 from rpi_runtime.kv_cache import KVCache
 from rpi_runtime.manifest import DECODER, KV_BYTES, DecoderSpec
 from rpi_runtime.prompt import TokenRun
+from tests.converters import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CONTEXTS, SIZES = (24, 64), (8, 32)
 # Root mean square of the logits' error, as a share of their own: 100, 60 and 34 dB.
@@ -231,3 +242,81 @@ def test_a_type_widens_limits_and_asks_nothing_new() -> None:
     assert exact.with_kv("int8").kl_divergence == 0.01
     assert rough.with_kv("int8") == rough
     assert dataclasses.replace(rough, snr_db=None).with_kv("float16").snr_db is None
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "int8", "int4-channel"])
+def test_one_layer_at_a_time_becomes_float32(exported: Exported, tmp_path: Path, recipe: str) -> None:
+    """The last that reads a layer's cache comes before the next is cast."""
+    path = tmp_path / "quantised.tflite"
+    quantize_component(exported["int8"], RECIPES[DECODER][recipe], path)
+    held = tflite_file.read(path)
+    assert held.metadata.count(METADATA) == 1
+    model = flatbuffer_utils.read_model(str(path))
+    (entry,) = (one for one in model.metadata if one.name == METADATA.encode())
+    expected = []
+    for graph in held.subgraphs:
+        casts = [i for i, op in enumerate(graph.operators) if op.name == "CAST" and is_cache(graph, op)]
+        edges = []
+        for k in range(2, len(casts), 2):
+            made = {graph.operators[cast].outputs[0] for cast in casts[k - 2 : k]}
+            last = max(i for i, op in enumerate(graph.operators) if made & set(op.inputs))
+            edges += [(last, cast) for cast in casts[k : k + 2]]
+        assert len(casts) >= 2
+        expected.append(edges)
+    assert bytes(model.buffers[entry.buffer].data) == serialised(expected)
+
+
+def test_an_order_of_other_operators_is_dropped(exported: Exported, tmp_path: Path) -> None:
+    """float16 weights are expanded by operators of their own."""
+    path = tmp_path / "quantised.tflite"
+    quantize_component(exported["int8"], RECIPES[DECODER]["fp16"], path)
+    assert METADATA not in tflite_file.read(path).metadata
+    with contextlib.closing(open_graph(path)) as graph:
+        assert "decode" in graph.signatures
+
+
+def is_cache(graph: tflite_file.Subgraph, op: tflite_file.Operator) -> bool:
+    return graph.tensors[op.inputs[0]].dtype == "int8"
+
+
+def test_the_second_layer_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    """Measured: without the edges each layer of a long cache is held as float32 in each signature."""
+    shape = {"num_hidden_layers": 8, "max_position_embeddings": 4096}
+    config = dataclasses.replace(tiny.CONFIG, decoder=dataclasses.replace(tiny.CONFIG.decoder, **shape))
+    save(build(config), tmp_path / "deep", byte_tokenizer())
+    ordered, unordered = tmp_path / "ordered.tflite", tmp_path / "unordered.tflite"
+    deep = Checkpoint.open(tmp_path / "deep")
+    export_component(DECODER, deep, ExportOptions((), (), (4096,), "int8"), ordered)
+    model = flatbuffer_utils.read_model(str(ordered))
+    model.metadata = []
+    flatbuffer_utils.write_model(model, str(unordered))
+    held = {path: resident_by_running(path) for path in (ordered, unordered)}
+    layer = 2 * config.decoder.num_key_value_heads * 4096 * config.decoder.head_dim * 4
+    assert held[unordered] - held[ordered] > 5 * layer, (held, layer)
+
+
+def resident_by_running(path: Path) -> int:
+    """Anonymous bytes that the first run of `decode` takes, in a process of its own."""
+    script = """
+import sys
+from pathlib import Path
+import numpy as np
+from rpi_runtime.backends.select import open_graph
+from rpi_runtime.kernel import memory
+graph = open_graph(Path(sys.argv[1]), threads=1)
+runner = graph.runner("decode")
+inputs = {t.name: np.zeros(t.shape, t.dtype) for t in runner.signature.inputs}
+for value in inputs.values():
+    value += 0
+before = memory().anonymous_bytes
+runner.run(inputs)
+print(memory().anonymous_bytes - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_numbers_are_written_as_the_runtime_reads_them() -> None:
+    """From the runtime's source: protobuf's varints, signed ones zigzag, vectors behind their size."""
+    assert serialised([[], [(1, 2), (64, 300)]]) == bytes([1, 2, 0, 2, 2, 4, 0x80, 1, 0xD8, 4])

@@ -48,6 +48,7 @@ def measured(smollm2_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
                 recipe=recipe,
                 prefill_tokens=(8,),
                 contexts=(512,),
+                measure=False,
             )
         )
         for recipe in RECIPES
