@@ -169,7 +169,7 @@ def _report(
         embedding=_table_report(manifest.embedding, manifest.table_is_head, results["embedding"])
         if manifest.embedding
         else None,
-        bundle_bytes=sum(path.stat().st_size for path in bundle.iterdir()),
+        bundle_bytes=sum(f.bytes for f in manifest.files()) + (bundle / MANIFEST_FILE).stat().st_size,
         seconds=round(seconds, 3),
         peak_bytes=max(r.peak_bytes for r in results.values()),
         stages=tuple(results.values()),

@@ -91,7 +91,7 @@ def test_a_board_with_512_mb_and_the_cpu_of_a_pi_4_gives_the_same_tokens(
     with board:
         asked = question(Path("/data") / nano_bundle.name, Path("/data/pictures") / photo.name)
         done = board.run(shlex.join(["python3.11", *asked]))
-        total = board.run("grep MemTotal /proc/meminfo").stdout.split()
+        total = board.run("cat /proc/meminfo").stdout.split()
     assert done.returncode == 0, done.stderr
     there = json.loads(done.stdout)
     # It has no LSE atomics, which CompiledModel needs.

@@ -118,7 +118,8 @@ def test_the_report_has_seconds_and_memory_per_component(converted: Converted) -
         assert component.seconds > 0
         assert component.peak_bytes > 50_000_000
         assert component.worst_cosine == min(p.cosine for p in component.parity)
-    assert report.bundle_bytes == sum(p.stat().st_size for p in report.bundle.iterdir())
+    whole = [path for path in report.bundle.iterdir() if path.name != FOOTPRINT_FILE]
+    assert report.bundle_bytes == sum(path.stat().st_size for path in whole)
     assert report.passed
 
 
@@ -143,7 +144,7 @@ def test_needs_are_stated_first_and_cover_what_was_then_used(converted: Converte
     assert len(stated) == 1
     needs = {s.stage: s for s in stated[0].needs.stages}
     results = {e.result.name: e.result for e in converted.events if isinstance(e, StageFinished)}
-    assert set(needs) == set(results) - {"read checkpoint"}
+    assert set(needs) == set(results) - {"read checkpoint", "measure memory"}
     for name, need in needs.items():
         assert results[name].peak_bytes <= need.memory_bytes, name
         assert results[name].output_bytes <= need.disk_bytes, name
@@ -153,8 +154,10 @@ def test_needs_are_stated_first_and_cover_what_was_then_used(converted: Converte
 
 @pytest.mark.slow
 def test_the_same_checkpoint_and_options_give_the_same_bytes(converted: Converted, tmp_path: Path) -> None:
-    again = convert(replace(converted.options, bundle=tmp_path / "other-name"))
-    assert digest(again.bundle) == digest(converted.bundle)
+    again = convert(replace(converted.options, bundle=tmp_path / "other-name", measure=False))
+    first = shutil.copytree(converted.bundle, tmp_path / "first")
+    (first / FOOTPRINT_FILE).unlink()  # its figures are those of one run on one machine
+    assert digest(again.bundle) == digest(first)
 
 
 def test_the_decoder_alone_makes_a_text_bundle(nano_options: ConvertOptions, tmp_path: Path) -> None:
@@ -203,7 +206,7 @@ def _read_until(stream: IO[str], line: str) -> str:
 def test_ctrl_c_leaves_the_old_bundle_and_the_next_run_goes_on(nano_checkpoint: Path, bundle: Path) -> None:
     before = digest(bundle)
     arguments = ("convert", nano_checkpoint, "-o", bundle, *VRC_ONLY, "--delegate", "nnapi")
-    code, text, _ = convert_until("1/4 export vrc", *arguments)
+    code, text, _ = convert_until("1/5 export vrc", *arguments)
     assert code == 130
     assert re.search(r"stopped by Ctrl-C( in stage 'quantize vrc')?; ", " ".join(text.split()))
     assert "The same command goes on after the last finished stage." in text
@@ -227,7 +230,7 @@ def test_a_kill_leaves_the_old_bundle_and_another_recipe_keeps_the_export(
 ) -> None:
     before = digest(bundle)
     arguments = ("convert", nano_checkpoint, "-o", bundle, "--components", "vrc")
-    code, _, _ = convert_until("2/4 quantize vrc", *arguments, "--recipe", "fp16", send=signal.SIGKILL)
+    code, _, _ = convert_until("2/5 quantize vrc", *arguments, "--recipe", "fp16", send=signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert digest(bundle) == before
     done = toolkit(*arguments, "--recipe", "fp32")
