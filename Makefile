@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -e ".[dev]"
 	@touch $@
 
-# An emulated Pi 4 with 512 MB, reached by ssh: make board BUNDLE=build/demo/bundle
+# An emulated Pi 4 with 512 MB, reached by ssh: make board BUNDLE=demo/bundle
 board: $(STAMP)
 	$(BIN)/python scripts/board.py $(BUNDLE)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.command import toolkit
 from benchmarks.reference_model import FULL, Arm, Bench
 from hypervl.checkpoint import Checkpoint, save
 from hypervl.training.consistency import CONSISTENCIES
@@ -41,7 +42,7 @@ def train(bench: Bench, start: Path, scale: float, seed: int) -> dict[str, Path]
         made[name] = bench.folder / f"dcl-{name}"
         if not made[name].exists():
             options: list[object] = ["--consistency", name, "--scale", scale, "--seed", seed]
-            bench.toolkit("train", "dcl", start, "-o", made[name], *options)
+            toolkit("train", "dcl", start, "-o", made[name], *options)
     return made
 
 

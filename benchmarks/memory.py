@@ -12,30 +12,20 @@ tile by tile: the vision graph alone, without Python and decoder, on both sides.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.command import toolkit, toolkit_json
 
 SIZES = ((256, 256), (1100, 1100), (1535, 1535), (2048, 2048), (3071, 3071), (8192, 8192), (30000, 400))
 # Words that go through the prefill of every length, and an answer of some length.
 PROMPT = "What is shown here, where is it, and which of the things that can be read is the largest? " * 2
 # Beside the plan: the process that answers has loaded a little more than the one that was planned with.
 _SLACK = 2_000_000
-
-
-def toolkit(*arguments: object) -> dict[str, Any]:
-    """What the command prints as JSON. Raises `CalledProcessError`."""
-    command = [sys.executable, "-m", "toolkit.cli", *map(str, arguments), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -51,14 +41,14 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def compare_plan(bundle: Path, folder: Path, branch: str) -> None:
-    plan = toolkit("plan", bundle, "--memory", "64GB", "--branch", branch)
+    plan = toolkit_json("plan", bundle, "--memory", "64GB", "--branch", branch)
     context = max(plan["peaks"], key=int)
     table = Table("way", "picture", "planned MB", "measured MB", "plan above")
     errors = []
     for way, planned in plan["peaks"][context].items():
         for picture in pictures(folder):
             ask = ("run", bundle, "--image", picture, "--prompt", PROMPT, "--max-new-tokens", 40)
-            done = toolkit(*ask, "--memory", planned + _SLACK, "--branch", branch)
+            done = toolkit_json(*ask, "--memory", planned + _SLACK, "--branch", branch)
             peak = done["memory"]["peak_resident_bytes"]
             errors.append(planned / peak - 1)
             table.add_row(

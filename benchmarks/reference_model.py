@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.command import toolkit
 
 RECIPES = {"fp32": "fp32", "int8": "int8", "int4": "vision=int8,decoder=int4,vrc=int8"}
 # A scale is rounded up to a side: these are 384, 256 and 128 px of `nano`.
@@ -62,12 +61,12 @@ class Bench:
         self.data = folder / "panels"
         folder.mkdir(parents=True, exist_ok=True)
         if not self.data.exists():
-            self.toolkit("data", "make", self.data, "--split", "test", "--questions", questions)
+            toolkit("data", "make", self.data, "--split", "test", "--questions", questions)
 
     def bundle(self, checkpoint: Path, recipe: str) -> Path:
         bundle = self.folder / f"{checkpoint.name}-{recipe}"
         if not bundle.exists():
-            self.toolkit("convert", checkpoint, "-o", bundle, "--recipe", RECIPES[recipe])
+            toolkit("convert", checkpoint, "-o", bundle, "--recipe", RECIPES[recipe])
         return bundle
 
     def ask(self, models: list[Path], routes: list[str], branches: list[str]) -> dict[str, Arm]:
@@ -76,7 +75,7 @@ class Bench:
         options: list[object] = ["--data", self.data, "-o", answers]
         for flag, values in (("--route", routes), ("--branch", branches)):
             options += [part for value in values for part in (flag, value)]
-        self.toolkit("eval", *models, *options)
+        toolkit("eval", *models, *options)
         report = json.loads((answers / "report.json").read_text())
         return {f"{a['model']} {a['routing']} {a['branch']}": _arm(a) for a in report["arms"]}
 
@@ -120,11 +119,6 @@ class Bench:
         agreement = same[f"{fp32.name} tile base"].agreement
         figures.append(Figure("same answers, device and PyTorch, fp32", 100 * agreement, 99.5))
         return arms, figures
-
-    def toolkit(self, *arguments: object) -> None:
-        """Runs the command; raises `CalledProcessError` where it fails."""
-        toolkit = shutil.which("toolkit", path=str(Path(sys.executable).parent)) or "toolkit"
-        subprocess.run([toolkit, *map(str, arguments)], check=True)
 
 
 def _arm(row: dict[str, Any]) -> Arm:

@@ -47,7 +47,8 @@ def order_casts(model: Any) -> None:
 def drop_stale_order(path: Path, made_from: Path) -> None:
     """Has the runtime ignore the edges of the graph at `path`, in place, where they are those of other
     operators than it has: of the graph that it was made from."""
-    if _edges_of_file(path) == _edges_of_file(made_from):
+    before = tflite_file.read(made_from)
+    if METADATA not in before.metadata or _edges_of_file(tflite_file.read(path)) == _edges_of_file(before):
         return
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
         at = data.find(METADATA.encode() + b"\0")
@@ -55,7 +56,7 @@ def drop_stale_order(path: Path, made_from: Path) -> None:
             data[at : at + len(METADATA)] = _STALE.encode()
 
 
-def _edges_of_file(path: Path) -> list[Edges]:
+def _edges_of_file(file: tflite_file.TfliteFile) -> list[Edges]:
     return [
         _edges(
             [
@@ -63,7 +64,7 @@ def _edges_of_file(path: Path) -> list[Edges]:
                 for op in graph.operators
             ]
         )
-        for graph in tflite_file.read(path).subgraphs
+        for graph in file.subgraphs
     ]
 
 

@@ -73,10 +73,10 @@ def find_table(checkpoint: Checkpoint, graph_path: Path, scales_path: Path | Non
     with graph_path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for found in _constants(data, graph_path, shape):
             stored = np.memmap(graph_path, found.dtype, mode="r", offset=found.offset, shape=shape)
-            scale = _row_scales(data, found) if found.dtype == "int8" else np.ones(shape[0], np.float32)
-            factors = _column_factors(table, stored, scale)
-            if found.dtype != "int8" and (factors != 1).any():
-                continue  # only int8 comes with scales
+            scale, factors = (np.ones(count, np.float32) for count in shape)
+            if found.dtype == "int8":
+                scale = _row_scales(data, found)
+                factors = _column_factors(table, stored, scale)
             if _is_table(table, stored, scale, factors):
                 if scales_path is not None:
                     _write_scales(scales_path, scale, 1 / factors)

@@ -92,8 +92,8 @@ def stages_of(plan: Plan, checkpoint: Path, known: dict[str, Any]) -> list[Stage
             check_stage(component, shapes, recipe, where, graph, quantize_stage),
         ]
     if DECODER in plan.components:
-        decoder_stages = {stage.name: stage for stage in stages}
-        stages.append(_embedding_stage(plan, source, where, decoder_stages[f"quantize {DECODER}"]))
+        quantize_decoder = next(stage for stage in stages if stage.name == f"quantize {DECODER}")
+        stages.append(_embedding_stage(plan, source, where, quantize_decoder))
     text_files = {"tokenizer": f"bundle/{TOKENIZER_FILE}"}
     if known["has_chat_template"]:
         text_files["chat_template"] = f"bundle/{TEMPLATE_FILE}"

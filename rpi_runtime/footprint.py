@@ -131,11 +131,9 @@ def known(bundle: Bundle, choice: BackendChoice, threads: int, folder: Path | No
     key = _key(bundle, choice, threads)
     kept = folder / f"{key}.footprint" if folder else None
     for file in (kept, bundle.folder / FOOTPRINT_FILE):
-        # One that is cut, or of another version of ours, counts as none.
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            stored = json.loads(file.read_text()) if file else {}
-            if stored["key"] == key:
-                return _footprint(stored["footprint"])
+        stored_key, stored = _stored(file) if file else ("", None)
+        if stored_key == key and stored is not None:
+            return stored
     found = measure(bundle, choice.name, threads)
     if kept is not None:
         # A full disk, or a folder of somebody else: it is measured again next time.
@@ -155,16 +153,22 @@ def measure_into(bundle: Bundle) -> Footprint:
 
 def stored_in(folder: Path) -> Footprint | None:
     """What the bundle in `folder` says about its memory, on whatever machine that was measured."""
-    try:
-        return _footprint(json.loads((folder / FOOTPRINT_FILE).read_text())["footprint"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+    return _stored(folder / FOOTPRINT_FILE)[1]
 
 
 def _key(bundle: Bundle, choice: BackendChoice, threads: int) -> str:
     cpu = cpu_features()
     told = [to_json(bundle.manifest), choice.package, choice.version, choice.name, threads, cpu.machine]
     return hashlib.sha256(json.dumps([*told, sorted(cpu.names)]).encode()).hexdigest()[:32]
+
+
+def _stored(file: Path) -> tuple[str, Footprint | None]:
+    """Key and figures; one that is cut, or of another version of ours, counts as none."""
+    try:
+        stored = json.loads(file.read_text())
+        return stored["key"], _footprint(stored["footprint"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return "", None
 
 
 def _keep(found: Footprint, key: str, file: Path) -> None:

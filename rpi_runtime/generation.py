@@ -161,12 +161,11 @@ class Generation(Iterator[str]):
     def _route(self) -> dict[int, Picture]:
         """Routes the new pictures; gives their pixels by index."""
         pixels: dict[int, Picture] = {}
-        session = self._session
         for source in self._turn.new:
             self._make_room(pixels)
             index = len(self.pictures)
             on_tile = partial(self._routed, index)
-            routed, pixels[index] = session.encoder.route(
+            routed, pixels[index] = self._session.encoder.route(
                 source, self._options.routing, self._options.branch, self._clock, on_tile
             )
             self.pictures += (routed,)

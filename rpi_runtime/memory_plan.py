@@ -40,7 +40,7 @@ WAYS: dict[str, Residency] = {
 
 
 _UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-_AUTO_SHARE = 0.9  # of what is free, with "auto": others want to live, too
+AUTO_SHARE = 0.9  # of what is free, with "auto": others want to live, too
 
 
 def parse_budget(text: str) -> int:
@@ -48,7 +48,7 @@ def parse_budget(text: str) -> int:
     and nine tenths of what the machine, or its container, has left. Raises `UsageError`."""
     if text.strip().lower() == "auto":
         free, _ = memory_available()
-        return memory().resident_bytes + int(_AUTO_SHARE * free)
+        return memory().resident_bytes + int(AUTO_SHARE * free)
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if found is None or found[2].upper() not in _UNITS:
         raise UsageError(f"memory {text!r} is no size", 'Write it like "512MB", "1.5GB", "512MiB" or "auto".')
@@ -166,23 +166,22 @@ def make_plan(budget: int, need: Needs, stream_weights: bool = False) -> MemoryP
     With `stream_weights`, when none fits, weights need not stay: the kernel drops their pages under pressure,
     and each run of a graph reads them from storage.
     """
-    without = replace(need, graphs={n: cost - need.weights[n] for n, cost in need.graphs.items()})
     try:
         return _first_that_fits(budget, need)
     except ResourceError as error:
-        try:
-            found = _first_that_fits(budget, without)
-        except ResourceError as too_small:
-            raise (too_small if stream_weights else error) from None
-        room = found.head_room
-        streamed = {n: held - room for n, held in need.weights.items() if held > room}
-        if stream_weights:
-            return replace(found, streamed=streamed)
-        most = max(streamed.values(), default=0)
-        hint = (
-            f" With --stream-weights this budget does, and up to {_mb(most)} are read again for each token."
-        )
-        raise ResourceError(error.message, error.remedy + hint) from None
+        too_small = error
+    without = replace(need, graphs={n: cost - need.weights[n] for n, cost in need.graphs.items()})
+    try:
+        found = _first_that_fits(budget, without)
+    except ResourceError as still_too_small:
+        raise (still_too_small if stream_weights else too_small) from None
+    room = found.head_room
+    streamed = {n: held - room for n, held in need.weights.items() if held > room}
+    if stream_weights:
+        return replace(found, streamed=streamed)
+    most = _mb(max(streamed.values(), default=0))
+    hint = f" With --stream-weights this budget does, and up to {most} are read again for each token."
+    raise ResourceError(too_small.message, too_small.remedy + hint)
 
 
 def _first_that_fits(budget: int, need: Needs) -> MemoryPlan:

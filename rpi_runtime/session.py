@@ -93,9 +93,7 @@ class Session:
         if memory_budget is None and (stream_weights or strict):
             raise UsageError("stream_weights and strict need a memory budget", "Give one.")
         if memory_budget is not None:
-            session._keep_to(memory_budget, context_tokens, stream_weights)
-            if strict:
-                session._limit_memory()
+            session._keep_to(memory_budget, context_tokens, stream_weights, strict)
         return session
 
     def __init__(
@@ -122,7 +120,6 @@ class Session:
         self._running: Generation | None = None
         self._closed = False
         self.plan: MemoryPlan | None = None  # of the memory, with a budget
-        self._reserved = 0  # bytes of address space that open graphs have and do not use
         self._lift_limit: Callable[[], None] = lambda: None
 
     def generate(
@@ -286,7 +283,7 @@ class Session:
     ) -> None:
         self.close()
 
-    def _keep_to(self, budget: int, context_tokens: int | None, stream_weights: bool) -> None:
+    def _keep_to(self, budget: int, context_tokens: int | None, stream_weights: bool, strict: bool) -> None:
         """Plans for `budget`. What every answer needs is loaded first, so that it counts."""
         # Only a budget needs them, and they bring subprocess, argparse and tempfile.
         from rpi_runtime.footprint import known
@@ -298,15 +295,10 @@ class Session:
         need = needs(self.manifest, footprint, memory().resident_bytes, self._branches, context_tokens)
         self.plan = make_plan(budget, need, stream_weights)
         self._graphs = Graphs(self._open_graph, self.plan.residency, self._before_close)
-        self._reserved = sum(footprint.reserved().values())
-
-    def _limit_memory(self) -> None:
-        """The kernel refuses this process what goes beyond the budget. It counts address space that may be
-        written, so what a graph reserves and never writes comes on top."""
-        assert self.plan is not None
-        now = memory()
-        room = self.plan.budget - now.resident_bytes
-        self._lift_limit = limit_data(now.data_bytes + room + self._reserved)
+        if strict:
+            # The kernel counts address space that may be written, so what graphs only reserve comes on top.
+            now, reserved = memory(), sum(footprint.reserved().values())
+            self._lift_limit = limit_data(now.data_bytes + budget - now.resident_bytes + reserved)
 
     def _open_graph(self, component: str) -> Graph:
         entry = self.manifest.component(component)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from emulation import CACHE, PI4, ROOT_PACKAGES, ROOT_SUITE, Unavailable, debian_mirror, run, unpacked, wheels
+from emulation import CACHE, PI4, ROOT_PACKAGES, ROOT_SUITE, Unavailable, debian, run, unpacked, wheels
 
 REPO = Path(__file__).resolve().parent.parent
 _BOARD_PACKAGES = (
@@ -102,13 +102,14 @@ class Board:
         files = _prepare()
         self.port = port or _free_port()
         self.key = files.key
+        self._process: subprocess.Popen[bytes] | None = None
         self._work = Path(tempfile.mkdtemp(prefix="board-"))
         try:
             drives = [files.image]
             if shared:
                 drives.append(_data_disk(shared, self._work))
             self._process = self._start(files, memory_mb, cpu, drives)
-            self._wait()
+            self._wait(self._process)
         except BaseException:
             self.close()
             raise
@@ -133,10 +134,9 @@ class Board:
         return ["ssh", "-F", "none", "-p", str(self.port), *given, "root@127.0.0.1"]
 
     def close(self) -> None:
-        process = getattr(self, "_process", None)
-        if process is not None and process.poll() is None:
-            process.kill()
-            process.wait()
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
         shutil.rmtree(self._work, ignore_errors=True)
 
     def __enter__(self) -> Board:
@@ -169,10 +169,10 @@ class Board:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
 
-    def _wait(self) -> None:
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
         end = time.monotonic() + _BOOT_SECONDS
         while time.monotonic() < end:
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 break
             with suppress(subprocess.TimeoutExpired):
                 if self.run("true", timeout=20).returncode == 0:
@@ -188,12 +188,7 @@ class Board:
 
 def _prepare() -> _Files:
     """Downloads and makes what is missing (300 MB of packages, once)."""
-    for tool in ("apt-get", "dpkg-deb", "mke2fs", "ssh", "ssh-keygen"):
-        if shutil.which(tool) is None:
-            raise Unavailable(f"{tool} not found: the emulated board is made with it")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    mirror = debian_mirror()
-    host = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
+    mirror, host = debian("apt-get", "dpkg-deb", "mke2fs", "ssh", "ssh-keygen")
     if host != "amd64":
         raise Unavailable(f"the emulated board runs on amd64, and this machine is {host}")
     qemu = unpacked("qemu-system", mirror, ROOT_SUITE, host, ("qemu-system-arm",), dependencies=True)

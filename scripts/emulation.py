@@ -60,12 +60,7 @@ class Emulator:
 
 def prepare() -> Emulator:
     """Downloads and unpacks what is missing (150 MB, once); raises `Unavailable` when it cannot be had."""
-    for tool in ("apt-get", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise Unavailable(f"{tool} not found: the emulated root is made of Debian packages")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    mirror = debian_mirror()
-    host = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
+    mirror, host = debian("apt-get", "dpkg-deb")
     qemu = (
         unpacked("qemu", mirror, QEMU_SUITE, host, ("qemu-user",), dependencies=False)
         / "usr/bin/qemu-aarch64"
@@ -74,7 +69,17 @@ def prepare() -> Emulator:
     return Emulator(qemu, root, wheels())
 
 
-def debian_mirror() -> str:
+def debian(*tools: str) -> tuple[str, str]:
+    """The archive that packages come from, and the architecture of this machine, which must have `tools`."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            raise Unavailable(f"{tool} not found: what is emulated is made of Debian packages with it")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    host = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True).stdout.strip()
+    return _mirror(), host
+
+
+def _mirror() -> str:
     """The archive that this machine's apt already uses for Debian itself."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
@@ -131,11 +136,11 @@ def unpacked(
             run([*apt, "install", "--yes", "--download-only", *packages])
         else:
             run([*apt, "download", *packages], cwd=work / "archives")
-        unpacked = work / "unpacked"
-        unpacked.mkdir()
+        tree = work / "unpacked"
+        tree.mkdir()
         for deb in sorted((work / "archives").glob("*.deb")):
-            run(["dpkg-deb", "-x", str(deb), str(unpacked)])
-        unpacked.rename(target)
+            run(["dpkg-deb", "-x", str(deb), str(tree)])
+        tree.rename(target)
     return target
 
 

@@ -103,10 +103,8 @@ def shallow_checkpoint(nano_checkpoint: Path, make_once: MakeOnce) -> Path:
     return make_once("shallow", make) / "nano"
 
 
-@pytest.fixture(scope="session")
-def fetch_weights() -> ModuleType:
-    """The module `scripts/fetch_weights.py`; scripts are no package."""
-    name = "fetch_weights"
+def script(name: str) -> ModuleType:
+    """The module `scripts/<name>.py`; scripts are no package. Its neighbours must have been asked for."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -114,6 +112,11 @@ def fetch_weights() -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def fetch_weights() -> ModuleType:
+    return script("fetch_weights")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 import shutil
@@ -14,19 +13,10 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import script
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [pytest.mark.emulation, pytest.mark.slow]
-
-
-def script(name: str) -> ModuleType:
-    """A module of `scripts/`, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

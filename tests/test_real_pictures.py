@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,7 @@ import pytest
 from PIL import Image
 
 from rpi_runtime.errors import ResourceError, UsageError
+from tests.conftest import script
 from vqa.dataset import Dataset
 from vqa.panels.questions import NOT_SHOWN, TYPES
 
@@ -22,13 +21,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "real_pictures.py"
 @pytest.fixture(scope="session")
 def real_pictures(fetch_weights: ModuleType) -> ModuleType:
     """The module `scripts/real_pictures.py`, which imports its neighbour `fetch_weights`."""
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[SCRIPT.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return script(SCRIPT.stem)
 
 
 def test_each_label_names_a_pinned_package_and_a_type_of_question(real_pictures: ModuleType) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from delegates.cpu import LSE_ATOMICS, CpuFeatures, compiled_model_runs_here
 from rpi_runtime.errors import nearest
+from rpi_runtime.memory_plan import AUTO_SHARE
 
 # What firmware, kernel and an idle Raspberry Pi OS Lite (64 bits, Bookworm) take: of a Pi Zero 2 W's 512 MiB
 # 291.6 were available. Source: docs.printercow.com/guide/32bit-vs-64bit.html; assumed of all boards.
 _SYSTEM_BYTES = round((512 - 291.6) * (1 << 20))
-_SHARE = 0.9  # of what is free, as `--memory auto` takes on the machine itself
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Board:
 
     @property
     def budget(self) -> int:
-        """Bytes that a process may hold there, when nothing else runs."""
-        return int(_SHARE * ((self.memory_mib << 20) - _SYSTEM_BYTES))
+        """Bytes that a process may hold there, when nothing else runs: what `--memory auto` would take."""
+        return int(AUTO_SHARE * ((self.memory_mib << 20) - _SYSTEM_BYTES))
 
     @property
     def backend(self) -> str:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rpi_runtime.errors import UsageError
-from rpi_runtime.footprint import stored_in
+from rpi_runtime.footprint import Footprint, stored_in
 from rpi_runtime.manifest import COMPONENTS, MANIFEST_FILE, Manifest, Parity, Signature
 
 if TYPE_CHECKING:
     from hypervl.config import DecoderConfig, VisionConfig
-    from rpi_runtime.footprint import Footprint
 
 
 @dataclass(frozen=True)

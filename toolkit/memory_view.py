@@ -125,7 +125,7 @@ def picture_tokens(manifest: Manifest, sizes: Sequence[tuple[int, int]], most: i
     for width, height in (*sizes, *[largest] * most):
         grid = plan_grid(width, height, spec)
         tokens = len(grid.tiles) * spec.tokens(spec.tile_side)
-        thumbnail = grid.tiles[-1].is_thumbnail and len(grid.tiles) > 1
+        thumbnail = grid.tiles[-1].is_thumbnail
         found.append(PictureTokens((width, height), grid.columns, grid.rows, thumbnail, tokens))
     return found
 

@@ -206,7 +206,7 @@ def test_the_resident_set_stays_flat_over_four_hundred_questions(
 ) -> None:
     script = """
 import json, sys
-from rpi_runtime.kernel import limit_data, memory
+from rpi_runtime.kernel import memory
 from rpi_runtime.session import Session
 bundle, *pictures = sys.argv[1:]
 held = []

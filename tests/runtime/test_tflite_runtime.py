@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ from rpi_runtime.backends.select import open_graph
 from rpi_runtime.errors import ResourceError
 from rpi_runtime.manifest import DECODER
 from rpi_runtime.session import Session
+from tests.conftest import script
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,13 +43,8 @@ print(json.dumps(runner.run(inputs)["logits"][0].tolist()))
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    spec = importlib.util.spec_from_file_location("tflite_env", ROOT / "scripts" / "tflite_runtime_env.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     try:
-        made: Path = module.make()
+        made: Path = script("tflite_runtime_env").make()
     except ResourceError as error:
         pytest.skip(error.message)
     return made
