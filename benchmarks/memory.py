@@ -42,10 +42,11 @@ def pictures(folder: Path) -> list[Path]:
 
 def compare_plan(bundle: Path, folder: Path, branch: str) -> None:
     plan = toolkit_json("plan", bundle, "--memory", "64GB", "--branch", branch)
-    context = max(plan["peaks"], key=int)
+    best = plan["choices"][0]  # of the longest context, in the largest chunks
+    same = [c for c in plan["choices"] if all(c[k] == best[k] for k in ("context_tokens", "prefill_tokens"))]
     table = Table("way", "picture", "planned MB", "measured MB", "plan above")
     errors = []
-    for way, planned in plan["peaks"][context].items():
+    for way, planned in ((choice["way"], choice["peak"]) for choice in same):
         for picture in pictures(folder):
             ask = ("run", bundle, "--image", picture, "--prompt", PROMPT, "--max-new-tokens", 40)
             done = toolkit_json(*ask, "--memory", planned + _SLACK, "--branch", branch)

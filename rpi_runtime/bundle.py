@@ -224,8 +224,7 @@ def _decoder_contradictions(manifest: Manifest) -> Iterator[str]:
     if not spec.contexts or list(spec.contexts) != sorted(set(spec.contexts)):
         yield f"decoder.contexts {list(spec.contexts)} is not an ascending list"
         return
-    names = [spec.signature(n, slots) for slots in spec.contexts for n in (1, *spec.chunk_sizes(slots))]
-    yield from _absent(graph, names)
+    yield from _absent(graph, spec.signatures(spec.contexts, spec.prefill_tokens))
     shape = f"{table.rows} x {table.columns}"
     if (table.rows, table.columns) != (spec.vocab_size, spec.hidden_size):
         yield f"embedding is {shape}, the decoder {spec.vocab_size} x {spec.hidden_size}"

@@ -60,7 +60,8 @@ class Decoder:
     """The decoder graph with its KV cache, which is as small as what it holds lets it be. Not safe for two
     threads at a time.
 
-    `contexts` and `sizes` restrict it to some of the slots and of the prefill sizes that `spec` lists.
+    `contexts` and `sizes` restrict it to some of the slots and of the prefill sizes that `spec` lists;
+    without any size a prompt is fed token by token.
     """
 
     def __init__(
@@ -69,14 +70,13 @@ class Decoder:
         spec: DecoderSpec,
         table: EmbeddingTable,
         *,
-        contexts: Sequence[int] = (),
-        sizes: Sequence[int] = (),
+        contexts: Sequence[int] | None = None,
+        sizes: Sequence[int] | None = None,
     ) -> None:
-        self._contexts, self._sizes = tuple(contexts) or spec.contexts, tuple(sizes) or spec.prefill_tokens
+        self._contexts = tuple(spec.contexts if contexts is None else contexts)
+        self._sizes = tuple(spec.prefill_tokens if sizes is None else sizes)
         if graph.copies_shared_inputs:
-            # One cache and one size of prefill: each signature used holds a cache of its own for good.
-            self._contexts = self._contexts[-1:]
-            self._sizes = self._sizes[len(self._sizes) // 2 :][:1]
+            self._contexts, self._sizes = where_each_copies(self._contexts, self._sizes)
         self.kv = KVCache(graph, spec, self._contexts[0])
         self._graph = graph
         self._spec = spec
@@ -151,11 +151,19 @@ class Decoder:
         return self._inputs[size]
 
 
-def host_bytes(spec: DecoderSpec, slots: int) -> int:
-    """What the inputs of all signatures for a cache of `slots` take here: embeddings, angles, masks; and one
-    row of logits."""
+def where_each_copies(
+    contexts: Sequence[int], sizes: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """One context and one size of prefill of these: where each signature that was used holds a cache of its
+    own for good."""
+    return tuple(contexts[-1:]), tuple(sizes[len(sizes) // 2 :][:1])
+
+
+def host_bytes(spec: DecoderSpec, slots: int, sizes: Sequence[int]) -> int:
+    """What the inputs of `decode` and of prefills of `sizes` take here for a cache of `slots`: embeddings,
+    angles, masks; and one row of logits."""
     per_row = spec.hidden_size + spec.head_dim + slots
-    rows = sum((per_row + size) * size for size in (1, *spec.chunk_sizes(slots)))
+    rows = sum((per_row + size) * size for size in (1, *sizes))
     angles = (spec.context_tokens + 1) * spec.head_dim
     return 4 * (rows + angles + spec.vocab_size)
 

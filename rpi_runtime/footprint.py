@@ -3,9 +3,9 @@
     python -m rpi_runtime.footprint BUNDLE [--backend auto] [--threads N]
 
 A graph is opened twice, in two processes: with an empty weight cache, which packs its weights, and with the
-one that the first left. Each signature then runs twice. What is resident grows when a graph is opened (all of
-its arenas, and the pages of its weights that packing touches), and when a signature first runs (its buffers,
-and the pages of packed weights that it reads); the second run should add nothing.
+one that the first left. Each signature then runs twice, the smallest first. What is resident grows when a
+graph is opened (its operators, and the pages of its weights that packing touches), and when a signature first
+runs (its arena, and the pages of packed weights that it reads); the second run should add nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ class GraphFootprint:
     component: str
     weight_cache: str  # "built", "reused", "off: why"
     opened: Taken
-    peak: int  # bytes above what was there before, at most, while it opened and ran
+    opening: int  # bytes above what was there before, at most, while it opened
+    peak: int  # the same while its signatures ran
     signatures: tuple[SignatureFootprint, ...]
     left: Taken  # after it was closed
     reserved: int  # bytes that may be written and were not, as stacks of threads
@@ -78,10 +80,11 @@ class GraphFootprint:
             total += signature.first + signature.again
         return total
 
-    @property
-    def needed(self) -> int:
-        """Bytes that it takes at most, without what it leaves behind."""
-        return max(self.peak, self.in_use.total) - self.left.total
+    def needed(self, unused: Collection[str] = ()) -> int:
+        """Bytes that it takes at most when the signatures `unused` never run, without what it leaves
+        behind."""
+        never = sum(one.first.anonymous for one in self.signatures if one.name in unused)
+        return max(self.opening, max(self.peak, self.in_use.total) - never) - self.left.total
 
     @property
     def weights(self) -> int:
@@ -104,13 +107,10 @@ class Footprint:
         """Bytes of the runtime's own code and state: what stays when its first graph is closed."""
         return max((graph.left.total for graph in (*self.cold, *self.warm)), default=0)
 
-    def graphs(self) -> dict[str, int]:
-        """Component -> bytes that its graph takes at most, whatever became of its weight cache."""
-        return self._most(lambda graph: graph.needed)
-
-    def graphs_without_weights(self) -> dict[str, int]:
-        """The same when the kernel drops mapped weights as soon as they were read."""
-        return self._most(lambda graph: graph.needed - graph.weights)
+    def graphs(self, unused: Collection[str] = ()) -> dict[str, int]:
+        """Component -> bytes that its graph takes at most, whatever became of its weight cache, when the
+        signatures `unused` never run."""
+        return self._most(lambda graph: graph.needed(unused))
 
     def weights(self) -> dict[str, int]:
         """Component -> bytes of mapped weights that each of its runs reads."""
@@ -260,9 +260,11 @@ class _Account:
         self._last = now
         return more
 
-    @property
     def peak(self) -> int:
-        return memory().peak_resident_bytes - self.start.resident_bytes
+        """Above what was there at the start, since the start or the last call."""
+        found = memory().peak_resident_bytes - self.start.resident_bytes
+        reset_peak()
+        return found
 
     @property
     def reserved(self) -> int:
@@ -275,15 +277,15 @@ def _measure_here(bundle: Bundle, component: str, backend: str, threads: int, ca
     account = _Account()
     before = account.start
     graph = open_graph(bundle.path(component), backend=backend, threads=threads, weight_cache=cache)
-    opened = account.taken()
+    opened, opening = account.taken(), account.peak()
     choice, state = dataclasses.asdict(graph.choice), graph.weight_cache
     signatures = list(_run_all(graph, bundle.manifest, component, account))
-    peak, reserved = account.peak, account.reserved
+    peak, reserved = account.peak(), account.reserved
     graph.close()
     give_back()
     now = memory()
     left = Taken(now.anonymous_bytes - before.anonymous_bytes, now.mapped_bytes - before.mapped_bytes)
-    found = GraphFootprint(component, state, opened, peak, tuple(signatures), left, reserved)
+    found = GraphFootprint(component, state, opened, opening, peak, tuple(signatures), left, reserved)
     runtime = Taken(before.anonymous_bytes, before.mapped_bytes)
     return {"graph": dataclasses.asdict(found), "runtime": dataclasses.asdict(runtime), "choice": choice}
 
@@ -296,8 +298,9 @@ def _run_all(
     if component == DECODER and spec is not None:
         for slots in spec.contexts:
             zeros = KVCache(graph, spec, slots).shared  # whose pages are not there yet
-            caches |= {spec.signature(n, slots): zeros for n in (1, *spec.prefill_tokens)}
-    for name, signature in graph.signatures.items():
+            caches |= dict.fromkeys(spec.signatures((slots,), spec.prefill_tokens), zeros)
+    # What they share grows with the largest: in this order each one's share is what it takes more.
+    for name, signature in sorted(graph.signatures.items(), key=lambda item: _input_bytes(item[1])):
         shared = caches.get(name)
         runner = graph.runner(name, shared)
         inputs = _zeros(signature, shared)
@@ -307,6 +310,10 @@ def _run_all(
             runner.run(inputs)
             times.append(account.taken())
         yield SignatureFootprint(name, *times)
+
+
+def _input_bytes(signature: Signature) -> int:
+    return sum(math.prod(t.shape) * np.dtype(t.dtype).itemsize for t in signature.inputs)
 
 
 def _zeros(signature: Signature, shared: SharedInputs | None) -> dict[str, np.ndarray]:

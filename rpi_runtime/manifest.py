@@ -10,6 +10,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +136,15 @@ class DecoderSpec:
         """Of a call with `tokens` new ones behind a cache of `slots`, one of `contexts`."""
         name = "decode" if tokens == 1 else f"prefill_{tokens}"
         return name if slots == self.context_tokens else f"{name}_in_{slots}"
+
+    def signatures(self, contexts: Sequence[int], sizes: Sequence[int]) -> tuple[str, ...]:
+        """Names of all that feed chunks of `sizes`, or single tokens, behind caches of `contexts`."""
+        return tuple(
+            self.signature(n, slots)
+            for slots in contexts
+            for n in (1, *self.chunk_sizes(slots))
+            if n in (1, *sizes)
+        )
 
     def chunk_sizes(self, slots: int) -> tuple[int, ...]:
         """The prefill sizes that a cache of `slots` has signatures for, ascending."""

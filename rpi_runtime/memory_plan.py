@@ -1,10 +1,11 @@
-"""How an answer fits a memory budget: how long a conversation may get, which graphs are open together, and
-how large a picture may be.
+"""How an answer fits a memory budget: how long a conversation may get, in which chunks a prompt is fed, which
+graphs are open together, and how large a picture may be.
 
 A phase holds what is resident while it runs: the process with its libraries, the open graphs, keys and
 values, visual tokens, the picture. The peak of an answer is that of its fullest phase. The first choice that
-fits is taken: the largest context first, and with it the fastest of the ways, all of which give the same
-answer. What is left then bounds the pixels of a picture that cannot be decoded at a smaller scale.
+fits is taken: the largest context first, with it the largest chunks, and with these the fastest of the ways.
+All give the same answer. What is left then bounds the pixels of a picture that cannot be decoded at a smaller
+scale.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from rpi_runtime.decoder import host_bytes
+from rpi_runtime.backends.select import INTERPRETER
+from rpi_runtime.decoder import host_bytes, where_each_copies
 from rpi_runtime.encoder import BRANCHES
 from rpi_runtime.errors import ResourceError, UsageError
 from rpi_runtime.footprint import Footprint
@@ -55,12 +57,16 @@ def parse_budget(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
+Sizes = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Context:
-    """Bytes that a context takes when it is full."""
+    """Bytes that a context takes when it is full, with a choice of the decoder's signatures."""
 
+    decoder: int  # its graph
     keys_and_values: int
-    host: int  # inputs and outputs of the decoder
+    inputs: int  # and outputs
     visual_tokens: int  # as many as it holds, while they wait for the decoder
 
 
@@ -69,9 +75,9 @@ class Needs:
     """Bytes that parts of an answer take."""
 
     process: int  # Python and its libraries, LiteRT's included
-    graphs: Mapping[str, int]  # those that an answer may use
+    graphs: Mapping[str, int]  # those that an answer may use, without the decoder
     weights: Mapping[str, int]  # what of them are mapped weights, which can be read again and again
-    contexts: Mapping[int, Context]  # by tokens; (0: nothing) without a decoder
+    contexts: Mapping[tuple[int, Sizes], Context]  # by tokens and sizes of prefill chunks, the best first
     tile_tokens: int  # visual tokens of one tile
     picture: int  # the largest that is decoded at a scale, as it is decoded; 0 without vision
 
@@ -87,19 +93,27 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Choice:
+    context_tokens: int
+    prefill_tokens: Sizes  # sizes of chunks; none: token by token
+    way: str  # one of `WAYS`
+    peak: int  # bytes of its fullest phase, with a margin
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     budget: int
-    contexts: tuple[int, ...]  # those that fit, ascending
-    way: str  # one of `WAYS`
+    chosen: Choice
+    choices: tuple[Choice, ...]  # all that the bundle has, the best first
+    contexts: tuple[int, ...]  # that a conversation may grow through, ascending
     phases: tuple[Phase, ...]
-    peaks: dict[int, dict[str, int]]  # of every context of the bundle, in every way
     picture_pixels: int  # that may be held while a picture is decoded
     # Component -> bytes of its weights that each of its runs reads from storage, since they do not fit.
     streamed: dict[str, int] = field(default_factory=dict)
 
     @property
     def residency(self) -> Residency:
-        return WAYS[self.way]
+        return WAYS[self.chosen.way]
 
     @property
     def fullest(self) -> Phase:
@@ -107,7 +121,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        return self.peaks[self.contexts[-1]][self.way]
+        return self.chosen.peak
 
     @property
     def head_room(self) -> int:
@@ -124,28 +138,45 @@ def needs(
     """What answers of a bundle take, when this process holds `process` bytes without any graph. With
     `context_tokens` a conversation of as many must fit, and none that is longer. Raises `UsageError` when the
     bundle has no such context."""
-    components = {VRC, DECODER, *(BRANCHES[branch] for branch in branches)}
+    components = {VRC, *(BRANCHES[branch] for branch in branches)}
     graphs = {name: cost for name, cost in footprint.graphs().items() if name in components}
+    weights = footprint.weights()
     spec, decoder = manifest.vision, manifest.decoder
     token_bytes = np.dtype(np.float16).itemsize * decoder.hidden_size if spec and decoder else 0
     return Needs(
         process=process + footprint.libraries,
         graphs=graphs,
-        weights={name: cost for name, cost in footprint.weights().items() if name in components},
-        contexts={
-            slots: Context(
-                decoder.kv_bytes_per_token * slots, host_bytes(decoder, slots), token_bytes * slots
-            )
-            for slots in _contexts(decoder, context_tokens)
-        }
+        weights={name: cost for name, cost in weights.items() if name in {*components, DECODER}},
+        contexts=_contexts(decoder, footprint, context_tokens, token_bytes)
         if decoder
-        else {0: Context(0, 0, 0)},
+        else {(0, ()): Context(0, 0, 0, 0)},
         tile_tokens=token_bytes * spec.tokens(spec.tile_side) if spec else 0,
         picture=_scaled_picture(spec) if spec else 0,
     )
 
 
-def _contexts(decoder: DecoderSpec, tokens: int | None) -> tuple[int, ...]:
+def _contexts(
+    decoder: DecoderSpec, footprint: Footprint, asked: int | None, token_bytes: int
+) -> dict[tuple[int, Sizes], Context]:
+    every = decoder.signatures(decoder.contexts, decoder.prefill_tokens)
+    allowed = _allowed(decoder, asked)
+    found = {}
+    for slots in reversed(allowed):
+        grown, sizes = tuple(n for n in allowed if n <= slots), decoder.prefill_tokens
+        if footprint.backend == INTERPRETER:
+            grown, sizes = where_each_copies(grown, sizes)
+        for count in range(len(sizes), -1, -1):
+            used = decoder.signatures(grown, sizes[:count])
+            found[slots, sizes[:count]] = Context(
+                decoder=footprint.graphs(unused={*every} - {*used})[DECODER],
+                keys_and_values=decoder.kv_bytes_per_token * slots,
+                inputs=host_bytes(decoder, slots, sizes[:count]),
+                visual_tokens=token_bytes * slots,
+            )
+    return found
+
+
+def _allowed(decoder: DecoderSpec, tokens: int | None) -> tuple[int, ...]:
     if tokens is None:
         return decoder.contexts
     if not 1 <= tokens <= decoder.context_tokens:
@@ -170,7 +201,14 @@ def make_plan(budget: int, need: Needs, stream_weights: bool = False) -> MemoryP
         return _first_that_fits(budget, need)
     except ResourceError as error:
         too_small = error
-    without = replace(need, graphs={n: cost - need.weights[n] for n, cost in need.graphs.items()})
+    without = replace(
+        need,
+        graphs={name: cost - need.weights[name] for name, cost in need.graphs.items()},
+        contexts={
+            key: replace(held, decoder=max(0, held.decoder - need.weights.get(DECODER, 0)))
+            for key, held in need.contexts.items()
+        },
+    )
     try:
         found = _first_that_fits(budget, without)
     except ResourceError as still_too_small:
@@ -185,32 +223,31 @@ def make_plan(budget: int, need: Needs, stream_weights: bool = False) -> MemoryP
 
 
 def _first_that_fits(budget: int, need: Needs) -> MemoryPlan:
-    choices = {
-        (context, way): _phases(need, context, WAYS[way])
-        for context in sorted(need.contexts, reverse=True)
-        for way in WAYS
-    }
-    peaks = {choice: math.ceil((1 + _MARGIN) * _fullest(found).bytes) for choice, found in choices.items()}
-    chosen = next((choice for choice, peak in peaks.items() if peak <= budget), None)
+    phases: dict[Choice, tuple[Phase, ...]] = {}
+    for (tokens, sizes), context in need.contexts.items():
+        for way, residency in WAYS.items():
+            found = _phases(need, context, residency)
+            peak = math.ceil((1 + _MARGIN) * _fullest(found).bytes)
+            phases[Choice(tokens, sizes, way, peak)] = found
+    chosen = next((choice for choice in phases if choice.peak <= budget), None)
     if chosen is None:
-        least = min(peaks, key=lambda choice: peaks[choice])
-        fullest = _fullest(choices[least])
+        least = min(phases, key=lambda choice: choice.peak)
+        fullest = _fullest(phases[least])
         most = max(fullest.holds, key=lambda who: fullest.holds[who])
         raise ResourceError(
             f"a memory budget of {budget // 10**6:,} MB is too small: the least that this bundle can do "
-            f"with is {_mb(peaks[least])} ({fullest.name}, where {most} takes {_mb(fullest.holds[most])})",
-            f"Give {_mb(peaks[least])} or more, or convert for less: a smaller --context, fewer or smaller "
+            f"with is {_mb(least.peak)} ({fullest.name}, where {most} takes {_mb(fullest.holds[most])})",
+            f"Give {_mb(least.peak)} or more, or convert for less: a smaller --context, fewer or smaller "
             "--tile-sides, a recipe with fewer bits.",
         )
-    context, way = chosen
-    room = budget - peaks[chosen]
+    room = budget - chosen.peak
     pixels = (need.picture + int(room / (1 + _MARGIN))) // _BYTES_PER_PIXEL
     return MemoryPlan(
         budget=budget,
-        contexts=tuple(slots for slots in sorted(need.contexts) if slots <= context),
-        way=way,
-        phases=choices[chosen],
-        peaks={slots: {name: peaks[slots, name] for name in WAYS} for slots in sorted(need.contexts)},
+        chosen=chosen,
+        choices=tuple(phases),
+        contexts=tuple(sorted({tokens for tokens, _ in need.contexts if tokens <= chosen.context_tokens})),
+        phases=phases[chosen],
         picture_pixels=min(pixels, MAX_DECODED_PIXELS),
     )
 
@@ -219,16 +256,16 @@ def _fullest(phases: Sequence[Phase]) -> Phase:
     return max(phases, key=lambda phase: phase.bytes)
 
 
-def _phases(need: Needs, context: int, residency: Residency) -> tuple[Phase, ...]:
+def _phases(need: Needs, held: Context, residency: Residency) -> tuple[Phase, ...]:
     """Of an answer that is not the first: a graph is closed when one of another group is needed."""
     always = {"process": need.process}
-    held = need.contexts[context]
-    told = {"keys and values": held.keys_and_values, "inputs": held.host}
+    told = {"keys and values": held.keys_and_values, "inputs": held.inputs}
+    costs = {**need.graphs, **({DECODER: held.decoder} if held.decoder else {})}
 
     def graphs(*components: str) -> dict[str, int]:
         """Those that are open while the fullest group with one of `components` is."""
         groups = [group for group in residency if group & {*components}]
-        found = [{name: need.graphs[name] for name in sorted(group & need.graphs.keys())} for group in groups]
+        found = [{name: costs[name] for name in sorted(group & costs.keys())} for group in groups]
         return max(found, key=lambda one: sum(one.values()), default={})
 
     if not need.picture:

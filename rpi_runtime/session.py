@@ -200,8 +200,12 @@ class Session:
         spec, _ = self._decoder_parts()
         graph = self.graph(DECODER)
         if self._decoder is None:
-            contexts = self.plan.contexts if self.plan else spec.contexts
-            self._decoder = Decoder(graph, spec, self.embedding, contexts=contexts)
+            kept = (
+                {"contexts": self.plan.contexts, "sizes": self.plan.chosen.prefill_tokens}
+                if self.plan
+                else {}
+            )
+            self._decoder = Decoder(graph, spec, self.embedding, **kept)
         self._decoder.use(graph)
         return self._decoder
 
@@ -219,7 +223,7 @@ class Session:
     def context_tokens(self) -> int:
         """The most that a prompt and its answer may take; a memory budget may leave less than there is."""
         most = self._decoder_parts()[0].context_tokens
-        return self.plan.contexts[-1] if self.plan else most
+        return self.plan.chosen.context_tokens if self.plan else most
 
     @property
     def is_shortened(self) -> bool:

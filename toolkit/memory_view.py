@@ -78,21 +78,21 @@ def print_plan(title: str, plan: MemoryPlan) -> None:
     rows.append(["all", *(_mb(phase.bytes) for phase in plan.phases)])
     names = [phase.name for phase in plan.phases]
     report.table(title, ("MB", *names), rows, right=names)
-    chosen = (plan.contexts[-1], plan.way)
+    chosen = plan.chosen
     report.out.print(
-        f"{plan.contexts[-1]:,} tokens, graphs {plan.way}: {_mb(plan.peak)} MB at most, "
+        f"{chosen.context_tokens:,} tokens, graphs {chosen.way}: {_mb(plan.peak)} MB at most, "
         f"{_mb(plan.head_room)} MB of head room; fullest is {plan.fullest.name}",
         highlight=False,
     )
-    rows = [
-        [
-            f"{context:,}",
-            *(_mb(peak) + (" *" if (context, way) == chosen else "") for way, peak in ways.items()),
-        ]
-        for context, ways in plan.peaks.items()
-    ]
-    ways = list(next(iter(plan.peaks.values())))
-    report.table("MB at most, by tokens of context", ("context", *ways), rows, right=("context", *ways))
+    by_row: dict[tuple[str, str], list[str]] = {}  # of context and chunks; one column for each way
+    for choice in plan.choices:
+        chunks = ", ".join(map(str, choice.prefill_tokens)) or "1"
+        row = by_row.setdefault((f"{choice.context_tokens:,}", chunks), [])
+        row.append(_mb(choice.peak) + (" *" if choice == chosen else ""))
+    ways = list(dict.fromkeys(choice.way for choice in plan.choices))
+    rows = [[*key, *cells] for key, cells in by_row.items()]
+    title = "MB at most, by tokens of context and of prefill chunks"
+    report.table(title, ("context", "chunks", *ways), rows, right=("context", "chunks", *ways))
     if plan.picture_pixels:
         report.out.print(
             f"pictures: JPEGs of any size; others up to {plan.picture_pixels / 1e6:.1f} megapixels",

@@ -58,7 +58,9 @@ def draw_plan(plan: MemoryPlan, out_path: str | os.PathLike[str]) -> None:
 
     title = f"{plan.peak / 1e6:,.1f} of {plan.budget / 1e6:,.0f} MB"
     draw.text((_LEFT, 14), title, font=font_of(24), fill=INK)
-    below = f"{plan.contexts[-1]:,} tokens of context, graphs {plan.way}; the peak has a margin"
+    below = (
+        f"{plan.chosen.context_tokens:,} tokens of context, graphs {plan.chosen.way}; the peak has a margin"
+    )
     draw.text((_LEFT, HEIGHT_PX - 34), below, font=font_of(16), fill=FAINT)
     row = _TOP
     for who in reversed(holders):

@@ -39,10 +39,14 @@ if "--" in sys.argv:
     at = pictures.index(["--"])
     pictures = [*pictures[:at], [picture for group in pictures[at + 1:] for picture in group]]
 with Session.open(bundle, threads=1, memory_budget=int(budget), branches=("base",)) as session:
-    told = [session.plan.way, session.plan.peak, session.plan.peaks[512], []]
+    plan = session.plan
+    best = plan.choices[0]  # of the longest context, in the largest chunks
+    same = [c for c in plan.choices if c.context_tokens == best.context_tokens]
+    ways = {c.way: c.peak for c in same if c.prefill_tokens == best.prefill_tokens}
+    told = [plan.chosen.way, plan.peak, ways, min(c.peak for c in plan.choices), []]
     for group in pictures:
         generation = session.generate("What is this?", group, routing="fixed:0.25", max_new_tokens=8)
-        told[3].append("".join(generation))
+        told[-1].append("".join(generation))
     print(json.dumps(told), flush=True)
     sys.stdin.read()
 """
@@ -52,7 +56,8 @@ with Session.open(bundle, threads=1, memory_budget=int(budget), branches=("base"
 class Answered:
     way: str
     planned: int
-    peaks: dict[str, int]  # of the full context, by way
+    peaks: dict[str, int]  # of the full context in all chunks, by way
+    least: int  # bytes that an answer can do with
     texts: list[str]
     peak: int  # resident, as the kernel says
 
@@ -167,7 +172,7 @@ def test_the_peak_hardly_depends_on_the_picture(
     largest = tmp_path / "8192x8192.jpg"
     with Image.open(photo) as opened:
         opened.convert("RGB").resize((8192, 8192)).save(largest)
-    least = min(answered(nano_bundle, 2 << 30, pictures[0]).peaks.values()) + (4 << 20)
+    least = answered(nano_bundle, 2 << 30, pictures[0]).least + (4 << 20)
     peaks = [answered(nano_bundle, least, picture).peak for picture in (*pictures, largest)]
     assert max(peaks) <= 1.03 * min(peaks), peaks
 
@@ -176,7 +181,7 @@ def test_several_pictures_take_as_much_as_one(
     nano_bundle: Path, measured: Footprint, pictures: list[Path]
 ) -> None:
     """They are open one after another, and their visual tokens wait inside the plan."""
-    least = min(answered(nano_bundle, 2 << 30).peaks.values()) + (4 << 20)
+    least = answered(nano_bundle, 2 << 30).least + (4 << 20)
     done = answered(nano_bundle, least, pictures[3], together=[pictures[1], pictures[3], pictures[1]])
     assert done.peak <= least
     assert len(done.texts) == 2
@@ -314,6 +319,7 @@ def test_each_graph_is_measured_cold_and_warm(nano_bundle: Path, tmp_path: Path)
     for graph, component in zip(found.warm, bundle.manifest.components, strict=True):
         assert {s.name for s in graph.signatures} == {s.name for s in component.signatures}
         assert graph.peak >= graph.in_use.total - (1 << 20)
+        assert graph.needed(unused=[s.name for s in graph.signatures[1:]]) < graph.needed()
         assert sum(s.again.total for s in graph.signatures) < 1 << 20, "a second run takes nothing more"
         # All of them leave the runtime's libraries behind, and nothing else.
         assert abs(graph.left.total - found.libraries) < 3 << 20
@@ -360,7 +366,8 @@ def test_plan_shows_who_holds_what(nano_bundle: Path, measured: Footprint) -> No
     )
     assert data["budget"] == 1_000_000_000
     assert data["contexts"] == [128, 512]
-    assert data["peak"] == data["peaks"]["512"][data["way"]]
+    assert data["peak"] == data["chosen"]["peak"] == data["choices"][0]["peak"]
+    assert [choice["prefill_tokens"] for choice in data["choices"][::3]] == [[8, 32], [8], []] * 2
     assert data["head_room"] == data["budget"] - data["peak"]
     assert [phase["name"] for phase in data["phases"]][-1] == "decode"
 

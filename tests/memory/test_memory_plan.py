@@ -16,9 +16,14 @@ from rpi_runtime.memory_plan import WAYS, Context, MemoryPlan, Needs, make_plan,
 MB = 1_000_000
 NEEDS = Needs(
     process=70 * MB,
-    graphs={VRC: 2 * MB, VISION_BASE: 24 * MB, VISION_LARGE: 27 * MB, DECODER: 20 * MB},
+    graphs={VRC: 2 * MB, VISION_BASE: 20 * MB, VISION_LARGE: 24 * MB},
     weights={VRC: MB, VISION_BASE: 3 * MB, VISION_LARGE: 4 * MB, DECODER: 15 * MB},
-    contexts={256: Context(2 * MB, MB, MB), 1024: Context(30 * MB, MB, 4 * MB)},
+    contexts={
+        (1024, (8, 32)): Context(36 * MB, 40 * MB, MB, 4 * MB),
+        (1024, (8,)): Context(30 * MB, 40 * MB, MB, 4 * MB),
+        (256, (8, 32)): Context(36 * MB, 2 * MB, MB, MB),
+        (256, ()): Context(28 * MB, 2 * MB, MB, MB),
+    },
     tile_tokens=MB // 2,
     picture=10 * MB,
 )
@@ -30,16 +35,18 @@ def any_needs(draw: st.DrawFn) -> Needs:
     names = draw(st.sets(st.sampled_from([VRC, VISION_BASE, VISION_LARGE])))
     vision = bool(names)
     # A graph takes more than the visual tokens that wait for another.
-    graphs = {name: draw(st.integers(5 * MB, 10_000 * MB)) for name in sorted({*names, DECODER})}
+    costs = {name: draw(st.integers(5 * MB, 10_000 * MB)) for name in sorted({*names, DECODER})}
+    smaller = draw(st.integers(5 * MB, costs[DECODER]))
     return Needs(
         process=draw(st.integers(MB, 200 * MB)),
-        graphs=graphs,
-        weights={name: draw(st.integers(0, cost - 5 * MB)) for name, cost in graphs.items()},
+        graphs={name: costs[name] for name in names},
+        weights={n: draw(st.integers(0, min(smaller, cost) - 5 * MB)) for n, cost in costs.items()},
         contexts={
-            tokens: Context(cost * tokens, cost, tile * tokens)
+            (tokens, sizes): Context(decoder, cost * tokens, cost, tile * tokens)
             for cost in [draw(st.integers(0, MB))]
             for tile in [draw(st.integers(0, 1000))]
-            for tokens in draw(st.sets(st.integers(1, 4096), min_size=1, max_size=3))
+            for tokens in sorted(draw(st.sets(st.integers(1, 4096), min_size=1, max_size=3)), reverse=True)
+            for sizes, decoder in (((8, 32), costs[DECODER]), ((), smaller))
         },
         tile_tokens=0,
         picture=draw(st.integers(1, 100 * MB)) if vision else 0,
@@ -50,39 +57,44 @@ def planned(budget: int) -> MemoryPlan:
     return make_plan(budget, NEEDS)
 
 
-def test_the_fastest_way_that_fits_is_taken() -> None:
-    peaks = planned(1000 * MB).peaks
-    assert list(peaks) == [256, 1024]
-    for ways in peaks.values():
-        assert list(ways) == list(WAYS)
-    for way, peak in peaks[1024].items():
-        assert planned(peak).way == way
-        assert planned(peak).head_room == 0
-    assert planned(peaks[1024]["together"] - 1).way == "vision, then decoder"
-    assert planned(peaks[1024]["vision, then decoder"] - 1).way == "one by one"
+def peak_of(way: str, context: int = 1024, sizes: tuple[int, ...] = (8, 32)) -> int:
+    return {(c.context_tokens, c.prefill_tokens, c.way): c.peak for c in planned(1000 * MB).choices}[
+        context, sizes, way
+    ]
 
 
-def test_a_long_context_comes_before_speed() -> None:
-    peaks = planned(1000 * MB).peaks
-    assert peaks[256]["together"] < peaks[1024]["vision, then decoder"], "the example tells the two apart"
-    long = planned(peaks[1024]["one by one"])
-    assert (long.contexts, long.way) == ((256, 1024), "one by one")
-    short = planned(peaks[1024]["one by one"] - 1)
+def test_the_first_choice_that_fits_is_taken() -> None:
+    choices = planned(1000 * MB).choices
+    assert [choice.way for choice in choices] == list(WAYS) * len(NEEDS.contexts)
+    assert list(dict.fromkeys((c.context_tokens, c.prefill_tokens) for c in choices)) == list(NEEDS.contexts)
+    for choice in choices:
+        found = planned(choice.peak)
+        assert found.chosen == next(other for other in choices if other.peak <= choice.peak)
+        assert found.peak <= choice.peak
+    assert planned(peak_of("together") - 1).chosen.way == "vision, then decoder"
+    assert planned(peak_of("vision, then decoder") - 1).chosen.way == "one by one"
+
+
+def test_a_long_context_comes_before_large_chunks_and_these_before_speed() -> None:
+    assert peak_of("together", 256) < peak_of("vision, then decoder"), "the example tells the two apart"
+    long = planned(peak_of("one by one", sizes=(8,)))
+    assert (long.contexts, long.chosen.way) == ((256, 1024), "one by one")
+    assert planned(peak_of("one by one") - 1).chosen.prefill_tokens == (8,)
+    short = planned(long.peak - 1)
     assert short.contexts == (256,)
-    assert short.way == next(way for way, peak in peaks[256].items() if peak <= short.budget)
-    assert short.peak == peaks[256][short.way]
+    assert short.chosen.prefill_tokens == (8, 32)
 
 
 def test_together_everything_is_always_there() -> None:
     for phase in planned(1000 * MB).phases:
-        assert phase.holds.keys() >= {*NEEDS.graphs, "process", "keys and values"}
+        assert phase.holds.keys() >= {*NEEDS.graphs, DECODER, "process", "keys and values"}
         assert phase.bytes == sum(phase.holds.values())
 
 
 def test_one_by_one_a_phase_holds_its_own_graph() -> None:
     held = {
-        phase.name: set(phase.holds) & set(NEEDS.graphs)
-        for phase in planned(planned(1000 * MB).peaks[1024]["one by one"]).phases
+        phase.name: set(phase.holds) & {*NEEDS.graphs, DECODER}
+        for phase in planned(peak_of("one by one")).phases
     }
     assert held == {
         "route": {VRC},
@@ -93,18 +105,18 @@ def test_one_by_one_a_phase_holds_its_own_graph() -> None:
 
 
 def test_a_budget_too_small_is_refused_with_the_smallest_that_would_do() -> None:
-    least = planned(1000 * MB).peaks[256]["one by one"]
+    least = peak_of("one by one", 256, ())
     with pytest.raises(ResourceError) as caught:
         planned(least - 1)
     assert f"a memory budget of {(least - 1) // MB} MB is too small" in caught.value.message
     said = int(caught.value.remedy.split()[1])
-    assert planned(said * MB).way == "one by one"
+    assert planned(said * MB).chosen.way == "one by one"
     assert "encode, where process takes 70 MB" in caught.value.message
     assert "--context" in caught.value.remedy
 
 
 def test_what_is_left_bounds_pictures_that_cannot_be_scaled() -> None:
-    least = planned(1000 * MB).peaks[1024]["one by one"]
+    least = peak_of("one by one")
     pixels = [planned(least + more * MB).picture_pixels for more in (0, 10, 20)]
     assert pixels[0] == NEEDS.picture // 4
     assert pixels[1] - pixels[0] == pytest.approx(10 * MB / 1.03 / 4, abs=1)
@@ -112,9 +124,8 @@ def test_what_is_left_bounds_pictures_that_cannot_be_scaled() -> None:
 
 
 def test_visual_tokens_wait_only_where_graphs_are_not_open_together() -> None:
-    peaks = planned(1000 * MB).peaks[1024]
     together, apart = (
-        {phase.name: phase.holds.get("visual tokens") for phase in planned(peaks[way]).phases}
+        {phase.name: phase.holds.get("visual tokens") for phase in planned(peak_of(way)).phases}
         for way in ("together", "vision, then decoder")
     )
     assert together == {"route": None, "read": MB // 2, "decode": None}
@@ -123,35 +134,33 @@ def test_visual_tokens_wait_only_where_graphs_are_not_open_together() -> None:
 
 
 def test_text_alone_holds_no_picture() -> None:
-    text = dataclasses.replace(
-        NEEDS, graphs={DECODER: 20 * MB}, weights={DECODER: 0}, picture=0, tile_tokens=0
-    )
+    text = dataclasses.replace(NEEDS, graphs={}, weights={DECODER: 0}, picture=0, tile_tokens=0)
     plan = make_plan(1000 * MB, text)
     assert [phase.name for phase in plan.phases] == ["prefill", "decode"]
-    assert all(len(set(ways.values())) == 1 for ways in plan.peaks.values())
+    for key in NEEDS.contexts:
+        assert len({c.peak for c in plan.choices if (c.context_tokens, c.prefill_tokens) == key}) == 1
 
 
 @given(any_needs(), sizes)
 def test_a_plan_never_exceeds_its_budget_and_slower_ways_never_take_more(need: Needs, budget: int) -> None:
     generous = make_plan(1 << 50, need)
-    assert generous.contexts == tuple(sorted(need.contexts))
-    for ways in generous.peaks.values():
-        together, apart, single = (ways[way] for way in WAYS)
+    assert generous.contexts == tuple(sorted({tokens for tokens, _ in need.contexts}))
+    for first in range(0, len(generous.choices), len(WAYS)):
+        together, apart, single = (choice.peak for choice in generous.choices[first : first + len(WAYS)])
         assert together >= apart >= single
     assert generous.peak >= max(phase.bytes for phase in generous.phases)
-    if budget >= generous.peaks[min(need.contexts)]["one by one"]:
+    fitting = [choice for choice in generous.choices if choice.peak <= budget]
+    if fitting:
         plan = make_plan(budget, need)
-        assert plan.peak <= budget
-        longest = max(tokens for tokens, ways in plan.peaks.items() if min(ways.values()) <= budget)
-        assert plan.contexts[-1] == longest
-        assert plan.way == next(way for way in WAYS if plan.peaks[longest][way] <= budget)
+        assert plan.chosen == fitting[0]
+        assert plan.contexts[-1] == max(choice.context_tokens for choice in fitting)
     else:
         with pytest.raises(ResourceError):
             make_plan(budget, need)
 
 
 def test_weights_are_streamed_when_asked_and_nothing_else_fits() -> None:
-    least = planned(1000 * MB).peaks[256]["one by one"]
+    least = peak_of("one by one", 256, ())
     assert make_plan(least, NEEDS, stream_weights=True) == planned(least)
     with pytest.raises(ResourceError, match="is too small") as caught:
         planned(least - 1)

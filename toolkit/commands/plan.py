@@ -86,7 +86,7 @@ def plan(
             return
         print_plan(f"{bundle}: {session.manifest.model}, {made.budget / 1e6:,.0f} MB", made)
         if pictures:
-            print_pictures(pictures, made.contexts[-1])
+            print_pictures(pictures, made.chosen.context_tokens)
         tell_streaming(session)
 
 
