@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -60,6 +61,23 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def drop_mapped(path: Path) -> None:
+    """Drops the pages of a file that this process has mapped to read; who touches one has it read again.
+    Nothing happens where the system does not tell what is mapped."""
+    madvise = getattr(ctypes.CDLL(None, use_errno=True), "madvise", None)
+    try:
+        lines = (_ROOT / "proc/self/maps").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return
+    name = str(path.resolve())
+    for line in lines:
+        span, modes, *rest = line.split(maxsplit=5)
+        # A private page that was written would be lost.
+        if madvise is not None and rest[-1] == name and "w" not in modes:
+            start, end = (int(number, 16) for number in span.split("-"))
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def memory_available(root: Path = _ROOT) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from delegates.cpu import compiled_model_runs_here, cpu_features
 from rpi_runtime.backends.base import BackendChoice, Graph
 from rpi_runtime.backends.weight_cache import cache_key, lease
 from rpi_runtime.errors import BundleError, ResourceError, nearest
-from rpi_runtime.kernel import give_back
+from rpi_runtime.kernel import drop_mapped, give_back
 
 AUTO = "auto"
 COMPILED = "compiled"
@@ -53,8 +53,14 @@ def open_graph(
     """
     if not path.is_file():
         raise BundleError(f"{path} is not a file", "Copy the bundle again, or convert the checkpoint again.")
-    choice = choose(backend)
-    count = threads or default_threads()
+    graph = _open(path, choose(backend), threads or default_threads(), weight_cache, verbose, sha256)
+    drop_mapped(path)  # weights are packed now: it holds little that is read again
+    return graph
+
+
+def _open(
+    path: Path, choice: BackendChoice, count: int, weight_cache: Path | None, verbose: bool, sha256: str
+) -> Graph:
     if choice.name == INTERPRETER:
         from rpi_runtime.backends.interpreter import InterpreterGraph
 

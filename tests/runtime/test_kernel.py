@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
@@ -118,6 +119,28 @@ def test_the_peak_counts_from_the_reset_on() -> None:
     peak = kernel.memory().peak_resident_bytes
     assert kernel.reset_peak()
     assert kernel.memory().peak_resident_bytes <= peak - (32 << 20)
+
+
+def test_pages_of_a_mapped_file_are_dropped_and_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "with a space.bin"
+    file.write_bytes(bytes(range(256)) * (16 << 10))
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        assert data[::4096].count(0) == 1024  # touches every page
+        before = kernel.memory().mapped_bytes
+        kernel.drop_mapped(tmp_path / "another.bin")
+        assert before - kernel.memory().mapped_bytes < 1 << 20
+        kernel.drop_mapped(file)
+        assert before - kernel.memory().mapped_bytes > 3 << 20
+        assert data[1000:1003] == bytes([232, 233, 234])
+
+
+def test_what_was_written_to_a_private_mapping_stays(tmp_path: Path) -> None:
+    file = tmp_path / "copied.bin"
+    file.write_bytes(bytes(1 << 20))
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) as data:
+        data[5] = 7
+        kernel.drop_mapped(file)
+        assert data[5] == 7
 
 
 def test_a_process_that_is_gone_has_nothing(tmp_path: Path) -> None:
