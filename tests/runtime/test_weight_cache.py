@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,25 @@ def test_the_first_start_builds_it_and_the_next_one_uses_it(graph_path: Path, fo
     assert only(folder, ".xnn").stat().st_ino == inode
     np.testing.assert_array_equal(built, expected)
     np.testing.assert_array_equal(reused, expected)
+
+
+def test_a_graph_that_packed_its_weights_is_opened_again_from_the_file(
+    graph_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What packing wrote stays in the memory of the graph that did it: of a decoder of 0.6 B, 160 MB."""
+    found: list[int] = []
+
+    class Recorded(CompiledGraph):
+        def __init__(self, path: Path, *, cache_file: Path | None, **options: Any) -> None:
+            assert cache_file is not None
+            found.append(cache_file.stat().st_size if cache_file.exists() else 0)
+            super().__init__(path, cache_file=cache_file, **options)
+
+    monkeypatch.setattr("rpi_runtime.backends.compiled.CompiledGraph", Recorded)
+    for state in ("built", "reused"):
+        assert opened(graph_path, folder)[0] == state
+    size = only(folder, ".xnn").stat().st_size
+    assert found == [0, size, size]
 
 
 def test_the_number_of_threads_makes_no_other_cache(graph_path: Path, folder: Path) -> None:
