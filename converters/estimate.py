@@ -60,7 +60,7 @@ _RECOVERED_BYTES = 24
 _OTHER_SHARE = 0.52
 
 _FACTORS = {
-    "export": _Factor(1000 * _MB, 1.25),
+    "export": _Factor(1000 * _MB, 1.2),
     "quantize": _Factor(850 * _MB, 1.25),
     "check": _Factor(900 * _MB, 1.2),
     "embedding": _Factor(450 * _MB, 1.4),
