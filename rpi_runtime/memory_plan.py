@@ -162,7 +162,7 @@ def _contexts(
     allowed = _allowed(decoder, asked)
     found = {}
     for slots in reversed(allowed):
-        grown, sizes = tuple(n for n in allowed if n <= slots), decoder.prefill_tokens
+        grown, sizes = tuple(n for n in allowed if n <= slots), decoder.chunk_sizes(slots)
         if footprint.backend == INTERPRETER:
             grown, sizes = where_each_copies(grown, sizes)
         for count in range(len(sizes), -1, -1):

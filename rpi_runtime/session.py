@@ -200,12 +200,10 @@ class Session:
         spec, _ = self._decoder_parts()
         graph = self.graph(DECODER)
         if self._decoder is None:
-            kept = (
-                {"contexts": self.plan.contexts, "sizes": self.plan.chosen.prefill_tokens}
-                if self.plan
-                else {}
-            )
-            self._decoder = Decoder(graph, spec, self.embedding, **kept)
+            contexts, sizes = spec.contexts, spec.prefill_tokens
+            if self.plan:
+                contexts, sizes = self.plan.contexts, self.plan.chosen.prefill_tokens
+            self._decoder = Decoder(graph, spec, self.embedding, contexts=contexts, sizes=sizes)
         self._decoder.use(graph)
         return self._decoder
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +68,9 @@ def _open(
         return InterpreterGraph(path, threads=count, verbose=verbose, choice=choice)
     from rpi_runtime.backends.compiled import CompiledGraph
 
+    opened = partial(CompiledGraph, path, threads=count, verbose=verbose, choice=choice)
     if weight_cache is None:
-        return CompiledGraph(path, threads=count, cache_file=None, verbose=verbose, choice=choice)
+        return opened(cache_file=None)
     key = cache_key(sha256 or _sha256(path), choice.version, cpu_features())
     with lease(
         weight_cache,
@@ -77,12 +79,12 @@ def _open(
         graph=str(path.absolute()),
         runtime=f"{choice.package} {choice.version}",
     ) as lent:
-        graph = CompiledGraph(path, threads=count, cache_file=lent.file, verbose=verbose, choice=choice)
+        graph = opened(cache_file=lent.file)
         if lent.state == "built":
             # Its memory keeps what packing wrote, beside the file: 160 MB of a decoder of 0.6 B.
             graph.close()
             give_back()
-            graph = CompiledGraph(path, threads=count, cache_file=lent.file, verbose=verbose, choice=choice)
+            graph = opened(cache_file=lent.file)
     graph.weight_cache = lent.state
     if lent.state.startswith("off") and lent.state not in _said:
         _said.add(lent.state)

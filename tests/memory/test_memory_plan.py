@@ -71,6 +71,9 @@ def test_the_first_choice_that_fits_is_taken() -> None:
         found = planned(choice.peak)
         assert found.chosen == next(other for other in choices if other.peak <= choice.peak)
         assert found.peak <= choice.peak
+    for way in WAYS:
+        assert planned(peak_of(way)).chosen.way == way
+        assert planned(peak_of(way)).head_room == 0
     assert planned(peak_of("together") - 1).chosen.way == "vision, then decoder"
     assert planned(peak_of("vision, then decoder") - 1).chosen.way == "one by one"
 
@@ -152,6 +155,7 @@ def test_a_plan_never_exceeds_its_budget_and_slower_ways_never_take_more(need: N
     fitting = [choice for choice in generous.choices if choice.peak <= budget]
     if fitting:
         plan = make_plan(budget, need)
+        assert plan.peak <= budget
         assert plan.chosen == fitting[0]
         assert plan.contexts[-1] == max(choice.context_tokens for choice in fitting)
     else:
