@@ -27,7 +27,7 @@ class CpuFeatures:
 
 @dataclass(frozen=True)
 class Verdict:
-    runs: bool
+    loads: bool
     reason: str  # readable either way
 
 
@@ -46,20 +46,17 @@ def cpu_features(cpuinfo: Path = CPUINFO, machine: str | None = None) -> CpuFeat
     return CpuFeatures(machine or platform.machine(), names)
 
 
-def compiled_model_runs_here(cpu: CpuFeatures) -> Verdict:
-    """Whether LiteRT's `CompiledModel` may be created in this process at all.
+def gpu_library_loads_here(cpu: CpuFeatures) -> Verdict:
+    """Whether LiteRT's GPU library may be loaded in this process at all.
 
-    Its Environment loads a GPU library that was compiled with LSE atomics and kills the process (exit 132)
-    on an aarch64 CPU without them, even when only the CPU is asked for: seen with ai-edge-litert 2.1.2 to
-    2.3.0 on a Cortex-A72. Where the features cannot be read, "no" is the answer that keeps the process
-    alive.
+    It was compiled with LSE atomics and kills the process (exit 132) on an aarch64 CPU without them: seen
+    with ai-edge-litert 2.1.2 to 2.3.0 on a Cortex-A72. Where the features cannot be read, "no" is the answer
+    that keeps the process alive.
     """
     if cpu.machine not in ("aarch64", "arm64"):
         return Verdict(True, f"{cpu.machine} CPU")
     if LSE_ATOMICS in cpu.names:
         return Verdict(True, "aarch64 CPU with LSE atomics")
     if cpu.names:
-        return Verdict(False, "this CPU has no LSE atomics, without which CompiledModel kills the process")
-    return Verdict(
-        False, "the CPU's features cannot be read, and CompiledModel would kill the process without LSE"
-    )
+        return Verdict(False, "this CPU has no LSE atomics")
+    return Verdict(False, "the CPU's features cannot be read, LSE atomics among them")

@@ -15,11 +15,12 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+from delegates.graph import GraphTensor, Operator, Quantization, Subgraph
 from rpi_runtime.errors import BundleError
 from rpi_runtime.manifest import Signature, Tensor
-from rpi_runtime.tflite_names import CUSTOM, DTYPES, OPERATORS
+from rpi_runtime.tflite_names import CUSTOM, DTYPES, OPERATORS, OPTIONS
 
 # A bound on the work: tables read, plus an eighth of all numbers and a 64th of all characters. Vectors may
 # share tables, so a small hostile file could otherwise ask for billions of them. A decoder of 28 layers with
@@ -27,34 +28,6 @@ from rpi_runtime.tflite_names import CUSTOM, DTYPES, OPERATORS
 MAX_STEPS = 500_000
 _AGAIN = "Convert the checkpoint again, or copy the file again."
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class GraphTensor:
-    name: str
-    shape: tuple[int, ...]
-    dtype: str  # NumPy's name, or "int4", "bfloat16" ...
-    buffer: int  # index into TfliteFile.buffers; an empty buffer means activations
-
-    @property
-    def numbers(self) -> int:
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Operator:
-    name: str  # "FULLY_CONNECTED", or a custom operator's own
-    inputs: tuple[int, ...]  # tensors of the subgraph; -1 where an optional one is left out
-    outputs: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Subgraph:
-    name: str
-    tensors: tuple[GraphTensor, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    operators: tuple[Operator, ...]
 
 
 @dataclass(frozen=True)
@@ -76,27 +49,28 @@ class TfliteFile:
     metadata: tuple[str, ...]  # names
 
 
-def read(path: str | os.PathLike[str]) -> TfliteFile:
-    """Reads the graph at `path`; raises `BundleError` for anything that is not a whole .tflite file."""
+def read(path: str | os.PathLike[str], *, details: bool = False) -> TfliteFile:
+    """Reads the graph at `path`, with `details` also options of operators and quantisation of tensors.
+    Raises `BundleError` for anything that is not a whole .tflite file."""
     name = os.fspath(path)
     try:
         with Path(path).open("rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise BundleError(f"{name} is empty", _AGAIN)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return parse(data, name)
+                return parse(data, name, details=details)
     except (OSError, ValueError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise BundleError(f"{name} cannot be read: {reason}", "Check the path of the .tflite file.") from None
 
 
-def parse(data: bytes | mmap.mmap, name: str) -> TfliteFile:
+def parse(data: bytes | mmap.mmap, name: str, *, details: bool = False) -> TfliteFile:
     """Like `read`, for the file's content; `name` is what errors call it."""
     if len(data) < 8 or data[4:8] != b"TFL3":
         raise BundleError(f"{name} is not a .tflite file (it lacks the mark TFL3)", "Name a .tflite file.")
     flat = _FlatBuffer(data)
     try:
-        return _model(flat, flat.table(flat.follow(0)))
+        return _model(flat, flat.table(flat.follow(0)), details)
     except (_Malformed, struct.error) as error:  # struct.error: a read beyond the end
         raise BundleError(f"{name} is damaged: {error}", _AGAIN) from None
 
@@ -112,7 +86,7 @@ def _fail(what: str) -> NoReturn:
 _UINT32 = struct.Struct("<I")
 _INT32 = struct.Struct("<i")
 _UINT16_PAIR = struct.Struct("<HH")
-_NUMBERS = {code: struct.Struct("<" + code) for code in "biIQ"}
+_NUMBERS = {code: struct.Struct("<" + code) for code in "?bBiIfqQ"}
 
 
 class _FlatBuffer:
@@ -202,12 +176,23 @@ class _Table:
     def has(self, field: int) -> bool:
         return bool(self._at(field))
 
-    def number(self, field: int, code: str = "i", default: int = 0) -> int:
+    def number(self, field: int, code: str = "i", default: int = 0) -> Any:
+        """Of the type that `code` has in `struct`."""
+        position = self._at(field)
+        return _NUMBERS[code].unpack_from(self._flat.data, position)[0] if position else default
+
+    def first(self, field: int, code: str) -> tuple[int, Any]:
+        """Length of the vector in `field`, and its first number, 0 without one. No other is read."""
         position = self._at(field)
         if not position:
-            return default
-        value: int = _NUMBERS[code].unpack_from(self._flat.data, position)[0]
-        return value
+            return 0, 0
+        start = self._flat.follow(position)
+        count: int = _UINT32.unpack_from(self._flat.data, start)[0]
+        return count, _NUMBERS[code].unpack_from(self._flat.data, start + 4)[0] if count else 0
+
+    def table(self, field: int) -> _Table | None:
+        position = self._at(field)
+        return self._flat.table(self._flat.follow(position)) if position else None
 
     def numbers(self, field: int, code: str = "i") -> tuple[int, ...]:
         position = self._at(field)
@@ -235,15 +220,15 @@ class _Table:
 # The schema's tables. Each function names the fields that it reads.
 
 
-def _model(flat: _FlatBuffer, table: _Table) -> TfliteFile:
+def _model(flat: _FlatBuffer, table: _Table, details: bool) -> TfliteFile:
     version = table.number(0, "I")
     if version != 3:
         _fail(f"it has schema version {version}, not 3")
     if table.tables(8, lambda group: group):
         _fail("it keeps weights in other files, which is not supported")
     buffers = table.tables(4, lambda buffer: _buffer(flat, buffer))
-    names = table.tables(1, _operator_name)
-    subgraphs = table.tables(2, lambda subgraph: _subgraph(flat, subgraph, names, buffers))
+    kinds = table.tables(1, lambda kind: (_operator_name(kind), kind.number(2, "i", 1)))
+    subgraphs = table.tables(2, lambda subgraph: _subgraph(flat, subgraph, kinds, buffers, details))
     if not subgraphs:
         _fail("it has no subgraph")
     signatures = table.tables(7, lambda signature: _signature(signature, subgraphs))
@@ -279,23 +264,29 @@ def _operator_name(table: _Table) -> str:
 
 
 def _subgraph(
-    flat: _FlatBuffer, table: _Table, names: tuple[str, ...], buffers: tuple[Buffer, ...]
+    flat: _FlatBuffer,
+    table: _Table,
+    kinds: tuple[tuple[str, int], ...],  # name and version
+    buffers: tuple[Buffer, ...],
+    details: bool,
 ) -> Subgraph:
-    tensors = table.tables(0, lambda tensor: _tensor(tensor, buffers))
+    tensors = table.tables(0, lambda tensor: _tensor(tensor, buffers, details))
     count = len(tensors)
 
     def operator(entry: _Table) -> Operator:
         index = entry.number(0, "I")
-        if index >= len(names):
-            _fail(f"an operator has code {index} of {len(names)}")
+        if index >= len(kinds):
+            _fail(f"an operator has code {index} of {len(kinds)}")
         start, size = entry.number(9, "Q"), entry.number(10, "Q")
         if start > 1 and start + size > flat.bytes:
             _fail(f"an operator has options at {start}, beyond the end")
-        name = names[index]
+        name, version = kinds[index]
         return Operator(
             name,
             _checked(entry.numbers(1), count, f"an input of {name}", optional=True),
             _checked(entry.numbers(2), count, f"an output of {name}"),
+            version,
+            _options(entry) if details else {},
         )
 
     return Subgraph(
@@ -307,7 +298,17 @@ def _subgraph(
     )
 
 
-def _tensor(table: _Table, buffers: tuple[Buffer, ...]) -> GraphTensor:
+def _options(operator: _Table) -> dict[str, Any]:
+    fields, table = OPTIONS.get(operator.number(3, "B"), ()), operator.table(4)
+    if table is None:
+        return {}
+    return {
+        f.name: table.numbers(f.number, f.code) if f.is_vector else table.number(f.number, f.code, f.default)
+        for f in fields
+    }
+
+
+def _tensor(table: _Table, buffers: tuple[Buffer, ...], details: bool) -> GraphTensor:
     name = table.text(3)
     shape = table.numbers(0)
     code = table.number(1, "b")
@@ -323,7 +324,16 @@ def _tensor(table: _Table, buffers: tuple[Buffer, ...]) -> GraphTensor:
     held = buffers[buffer].bytes if buffers else 0
     if held and not is_sparse and held * 8 < bits * math.prod(shape):
         _fail(f"tensor {name!r}, {dtype} {list(shape)}, has only {held} bytes of data")
-    return GraphTensor(name, shape, dtype, buffer)
+    quantization = _quantization(table.table(4)) if details else None
+    return GraphTensor(name, shape, dtype, buffer, held > 0, quantization)
+
+
+def _quantization(table: _Table | None) -> Quantization | None:
+    if table is None:
+        return None
+    channels, scale = table.first(2, "f")
+    _, zero_point = table.first(3, "q")
+    return Quantization(scale, zero_point, channels, table.number(6)) if channels else None
 
 
 def _signature(table: _Table, subgraphs: tuple[Subgraph, ...]) -> tuple[Signature, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # In the order of the BuiltinOperator codes.
 _NAMES = """
     ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE EMBEDDING_LOOKUP
@@ -64,3 +66,81 @@ DTYPES: tuple[tuple[str, int], ...] = (
     ("float8_e5m2", 8),
 )
 BITS = dict(DTYPES)
+
+# By BuiltinOptions code, the fields of an operator's options that rules ask for: the schema's name, the
+# field's number, its code as in `struct` ("[i" is a vector), and its default where that is not 0.
+_OPTIONS = """
+    1 padding:0:b stride_w:1:i stride_h:2:i fused_activation_function:3:b dilation_w_factor:4:i=1
+      dilation_h_factor:5:i=1
+    2 padding:0:b stride_w:1:i stride_h:2:i depth_multiplier:3:i fused_activation_function:4:b
+      dilation_w_factor:5:i=1 dilation_h_factor:6:i=1
+    4 type:0:b
+    5 padding:0:b stride_w:1:i stride_h:2:i filter_width:3:i filter_height:4:i fused_activation_function:5:b
+    6 rank:0:i fused_activation_function:1:b asymmetric_quantize_inputs:2:?
+    7 fused_activation_function:0:b asymmetric_quantize_inputs:1:?
+    8 fused_activation_function:0:b weights_format:1:b keep_num_dims:2:? asymmetric_quantize_inputs:3:?
+    9 beta:0:f
+    10 axis:0:i fused_activation_function:1:b
+    11 fused_activation_function:0:b pot_scale_int16:1:?=1
+    12 fused_activation_function:0:b
+    13 radius:0:i bias:1:f alpha:2:f beta:3:f
+    14 fused_activation_function:0:b cell_clip:1:f proj_clip:2:f kernel_type:3:b
+      asymmetric_quantize_inputs:4:?
+    15 align_corners:2:? half_pixel_centers:3:?
+    17 new_shape:0:[i
+    19 block_size:0:i
+    21 fused_activation_function:0:b
+    23 axis:0:i batch_dims:1:i
+    27 keep_dims:0:?
+    28 fused_activation_function:0:b pot_scale_int16:1:?=1
+    29 fused_activation_function:0:b
+    30 squeeze_dims:0:[i
+    31 time_major:0:? fused_activation_function:1:b asymmetric_quantize_inputs:2:?
+    32 begin_mask:0:i end_mask:1:i ellipsis_mask:2:i new_axis_mask:3:i shrink_axis_mask:4:i offset:5:?
+    35 num_splits:0:i
+    37 in_data_type:0:b out_data_type:1:b
+    40 output_type:0:b
+    49 padding:0:b stride_w:1:i stride_h:2:i fused_activation_function:3:b
+    55 out_type:0:b
+    57 output_type:0:b
+    59 values_count:0:i axis:1:i
+    61 axis:0:i
+    64 num:0:i axis:1:i
+    69 fused_activation_function:0:b cell_clip:1:f proj_clip:2:f merge_outputs:3:? time_major:4:?=1
+      asymmetric_quantize_inputs:5:?
+    71 fused_activation_function:0:b cell_clip:1:f proj_clip:2:f time_major:3:? asymmetric_quantize_inputs:4:?
+    74 align_corners:0:? half_pixel_centers:1:?
+    75 alpha:0:f
+    77 mode:0:b
+    79 num_splits:0:i
+    87 seq_dim:0:i batch_dim:1:i
+    94 block_size:0:i
+    101 adj_x:0:? adj_y:1:? asymmetric_quantize_inputs:2:?
+    102 exclusive:0:? reverse:1:?
+    116 approximate:0:?
+"""
+
+
+@dataclass(frozen=True)
+class OptionField:
+    name: str
+    number: int
+    code: str  # as in `struct`; of a vector, that of its numbers
+    default: int = 0
+    is_vector: bool = False
+
+
+def _option_fields() -> dict[int, tuple[OptionField, ...]]:
+    found: dict[int, list[OptionField]] = {}
+    fields: list[OptionField] = []
+    for word in _OPTIONS.split():
+        if word.isdigit():
+            fields = found.setdefault(int(word), [])
+            continue
+        name, number, code = word.split(":")
+        code, _, default = code.partition("=")
+        fields.append(OptionField(name, int(number), code[-1], int(default or 0), code[0] == "["))
+    return {code: tuple(fields) for code, fields in found.items()}
+
+
+OPTIONS = _option_fields()

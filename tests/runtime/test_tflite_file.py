@@ -17,10 +17,11 @@ from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from delegates.graph import Quantization
 from rpi_runtime.errors import BundleError, ResourceError
 from rpi_runtime.manifest import Signature, Tensor
 from rpi_runtime.tflite_file import Buffer, TfliteFile, parse, read
-from rpi_runtime.tflite_names import DTYPES, OPERATORS
+from rpi_runtime.tflite_names import DTYPES, OPERATORS, OPTIONS, OptionField
 from tests.runtime import tiny_bundle
 
 
@@ -87,7 +88,7 @@ def test_it_reads_graphs_of_others_as_the_schema_does(fetch_weights: ModuleType)
 
 
 def assert_like_the_schema(path: Path) -> None:
-    graph, content = read(path), path.read_bytes()
+    graph, content = read(path, details=True), path.read_bytes()
     model = schema.Model.GetRootAs(content, 0)
     assert graph.description == text(model.Description())
     assert len(graph.subgraphs) == model.SubgraphsLength()
@@ -110,6 +111,8 @@ def assert_like_the_schema(path: Path) -> None:
             shape = tuple(expected.ShapeAsNumpy()) if expected.ShapeLength() else ()
             assert (tensor.name, tensor.shape) == (text(expected.Name()), shape)
             assert (tensor.dtype, tensor.buffer) == (DTYPES[expected.Type()][0], expected.Buffer())
+            assert tensor.is_constant == (graph.buffers[expected.Buffer()].bytes > 0)
+            assert tensor.quantization == quantization_of(expected)
         assert len(subgraph.operators) == oracle.OperatorsLength()
         for j, operator in enumerate(subgraph.operators):
             expected = oracle.Operators(j)
@@ -118,6 +121,8 @@ def assert_like_the_schema(path: Path) -> None:
             assert operator.name == (text(code.CustomCode()) if number == 32 else OPERATORS[number])
             assert operator.inputs == tuple(expected.InputsAsNumpy())
             assert operator.outputs == tuple(expected.OutputsAsNumpy())
+            assert operator.version == code.Version()
+            assert operator.options == options_of(expected)
     assert len(graph.signatures) == model.SignatureDefsLength()
     for i, signature in enumerate(graph.signatures):
         oracle = model.SignatureDefs(i)
@@ -131,6 +136,38 @@ def assert_like_the_schema(path: Path) -> None:
         assert [t.name for t in signature.outputs] == [
             text(oracle.Outputs(j).Name()) for j in range(oracle.OutputsLength())
         ]
+
+
+def quantization_of(tensor: schema.Tensor) -> Quantization | None:
+    held = tensor.Quantization()
+    if held is None or not held.ScaleLength():
+        return None
+    zero_point = held.ZeroPoint(0) if held.ZeroPointLength() else 0
+    return Quantization(held.Scale(0), zero_point, held.ScaleLength(), held.QuantizedDimension())
+
+
+OPTION_CLASSES = {code: name for name, code in vars(schema.BuiltinOptions).items() if isinstance(code, int)}
+
+
+def camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+def options_of(operator: schema.Operator) -> dict[str, Any]:
+    code, table = operator.BuiltinOptionsType(), operator.BuiltinOptions()
+    if table is None:
+        return {}
+    options = getattr(schema, OPTION_CLASSES[code])()
+    options.Init(table.Bytes, table.Pos)
+
+    def value(field: OptionField) -> Any:
+        name = camel(field.name)
+        if not field.is_vector:
+            return getattr(options, name)()
+        count = getattr(options, f"{name}Length")()
+        return tuple(getattr(options, name)(i) for i in range(count))
+
+    return {field.name: value(field) for field in OPTIONS.get(code, ())}
 
 
 def text(value: bytes | None) -> str:
@@ -193,6 +230,44 @@ def test_an_operator_newer_than_this_reader_is_numbered() -> None:
     made = model()
     made.operatorCodes[0].builtinCode = 4711
     assert parse(packed(made), "it").subgraphs[0].operators[0].name == "UNKNOWN_4711"
+
+
+@pytest.mark.parametrize("code", OPTIONS, ids=OPTION_CLASSES.__getitem__)
+def test_options_have_the_fields_and_defaults_of_the_schema(code: int) -> None:
+    kind = getattr(schema, f"{OPTION_CLASSES[code]}T")
+    defaults, set_ones = kind(), kind()
+    values: dict[str, Any] = {}
+    for number, field in enumerate(OPTIONS[code]):
+        attribute = camel(field.name)[0].lower() + camel(field.name)[1:]
+        default = getattr(defaults, attribute)
+        assert (default or 0) == field.default
+        values[field.name] = {"?": not default, "f": number + 0.5}.get(field.code, number + 3)
+        if field.is_vector:
+            values[field.name] = (number, 7)
+        setattr(set_ones, attribute, values[field.name])
+    made = model()
+    operator = made.subgraphs[0].operators[0]
+    operator.builtinOptionsType = code
+    for options, expected in (
+        (set_ones, values),
+        (defaults, {f.name: () if f.is_vector else f.default for f in OPTIONS[code]}),
+    ):
+        operator.builtinOptions = options
+        (found,) = parse(packed(made), "it", details=True).subgraphs[0].operators
+        assert found.options == expected
+    (plain,) = parse(packed(made), "it").subgraphs[0].operators
+    assert plain.options == {}
+
+
+def test_a_quantised_tensor_tells_its_scale_and_how_many_there_are() -> None:
+    made = model()
+    held = schema.QuantizationParametersT()
+    held.scale, held.zeroPoint, held.quantizedDimension = [0.5, 0.25, 2.0], [3, 0, 0], 1
+    made.subgraphs[0].tensors[1].quantization = held
+    image, weight, _ = parse(packed(made), "it", details=True).subgraphs[0].tensors
+    assert (image.quantization, image.is_constant) == (None, False)
+    assert (weight.quantization, weight.is_constant) == (Quantization(0.5, 3, 3, 1), True)
+    assert parse(packed(made), "it").subgraphs[0].tensors[1].quantization is None
 
 
 def test_optional_inputs_may_be_left_out_and_outputs_may_not() -> None:
@@ -345,7 +420,17 @@ def vector_of(builder: flatbuffers.Builder, table: int, count: int) -> int:
     return builder.EndVector()
 
 
-SMALL = packed(model(signatureDefs=signature_of_subgraph(0, 0), metadata=metadata_in_buffer(1)))
+def small() -> bytes:
+    made = model(signatureDefs=signature_of_subgraph(0, 0), metadata=metadata_in_buffer(1))
+    operator, weight = made.subgraphs[0].operators[0], made.subgraphs[0].tensors[1]
+    operator.builtinOptionsType, operator.builtinOptions = 17, schema.ReshapeOptionsT()
+    operator.builtinOptions.newShape = [1, 4]
+    weight.quantization = schema.QuantizationParametersT()
+    weight.quantization.scale, weight.quantization.zeroPoint = [0.5], [0]
+    return packed(made)
+
+
+SMALL = small()
 
 
 def structural_bytes(content: bytes) -> Iterator[int]:
@@ -358,7 +443,7 @@ def test_every_changed_byte_ends_in_a_graph_or_a_bundle_error() -> None:
     for at in structural_bytes(SMALL):
         for value in {0, 1, 0x7F, 0x80, 0xFF, SMALL[at] ^ 1, SMALL[at] ^ 4} - {SMALL[at]}:
             try:
-                parse(SMALL[:at] + bytes([value]) + SMALL[at + 1 :], "it")
+                parse(SMALL[:at] + bytes([value]) + SMALL[at + 1 :], "it", details=True)
             except BundleError:
                 refused += 1
     assert refused > 500
@@ -384,7 +469,7 @@ def test_random_bytes_end_in_a_bundle_error(body: bytes, root: int) -> None:
 
 def parse_or_refuse(content: bytes) -> TfliteFile | None:
     try:
-        return parse(content, "it")
+        return parse(content, "it", details=True)
     except BundleError:
         return None
 
