@@ -119,7 +119,9 @@ def _measure(bundle: Bundle, number: int, on_event: Callable[[Event], None]) -> 
     footprint = None
     with contextlib.suppress(EdgeError):
         footprint = measure_into(bundle)
-    peak = max(footprint.graphs().values()) + footprint.runtime.total if footprint else 0
+    peak = 0
+    if footprint:
+        peak = footprint.runtime.total + footprint.libraries + max(footprint.graphs().values())
     seconds = round(time.monotonic() - started, 3)
     on_event(StageFinished(number, number, StageResult(name, seconds, peak, 0, {}, None, resumed=False)))
     return footprint

@@ -23,10 +23,22 @@ with silence():
     from ai_edge_litert import schema_py_generated as schema
 
 TENSOR = "decoder.embed_tokens.weight"
-_ROWS = 4096  # a time: 16 MB of a 1024-wide float32 table
+_ROWS = 4096  # at a time: 16 MB of a 1024-wide float32 table
 _LARGEST_INT8 = 127
 # Of an int8 number's step: rounding takes half of it, and float32 a little more.
 _MOST_OFF = 0.51
+
+
+class _Rows:
+    """The checkpoint's token table, of which only the rows that are asked for become float32."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._stored = checkpoint.tensor_files.tensor(TENSOR)
+        self.shape = (self._stored.shape[0], self._stored.shape[1])
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        rows: np.ndarray = self._stored[part].float().numpy()
+        return rows
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ def write_table(checkpoint: Checkpoint, dtype: str, out_path: Path, scales_path:
     "int8" is symmetric per row and needs `scales_path` for its scales; "float16" is the rows. Raises
     `CheckpointError` for values that float16 cannot hold.
     """
-    table = checkpoint.tensor(TENSOR).numpy()
+    table = _Rows(checkpoint)
     count, width = table.shape
     scales = []
     with out_path.open("wb") as file:
@@ -68,8 +80,8 @@ def find_table(checkpoint: Checkpoint, graph_path: Path, scales_path: Path | Non
 
     Every row was compared with the checkpoint's. Raises `EdgeError` where the graph does not have them.
     """
-    table = checkpoint.tensor(TENSOR).numpy()
-    shape = (table.shape[0], table.shape[1])
+    table = _Rows(checkpoint)
+    shape = table.shape
     with graph_path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for found in _constants(data, graph_path, shape):
             stored = np.memmap(graph_path, found.dtype, mode="r", offset=found.offset, shape=shape)
@@ -136,7 +148,7 @@ def _row_scales(data: mmap.mmap, constant: _Constant) -> np.ndarray:
     return np.array(tensor.Quantization().ScaleAsNumpy(), np.float32)  # the mapping is closed later
 
 
-def _column_factors(table: np.ndarray, stored: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def _column_factors(table: _Rows, stored: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """What each column of `stored` was multiplied with: powers of two, as `converters.smoothing` takes."""
     theirs, ours = (np.zeros(stored.shape[1]) for _ in range(2))
     for start in range(0, len(stored), _ROWS):
@@ -148,7 +160,7 @@ def _column_factors(table: np.ndarray, stored: np.ndarray, scale: np.ndarray) ->
     return np.exp2(np.round(np.log2(ratio))).astype(np.float32)
 
 
-def _is_table(table: np.ndarray, stored: np.ndarray, scale: np.ndarray, factors: np.ndarray) -> bool:
+def _is_table(table: _Rows, stored: np.ndarray, scale: np.ndarray, factors: np.ndarray) -> bool:
     for start in range(0, len(stored), _ROWS):
         part = slice(start, start + _ROWS)
         wanted, found = table[part] * factors, stored[part]

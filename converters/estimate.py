@@ -1,12 +1,12 @@
 """Memory and disk that a convert needs: stated before it starts, refused when the host has less.
 
 The factors were measured: peak resident memory of a stage is a part that every stage of its kind pays, for
-the libraries, and a part that grows with the component's float32 weights.
+the libraries, and parts that grow with the component's float32 weights, most of which are on disk, and with
+its largest matrix. What libraries take differs by 150 MB between machines; the constants have room for that.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ class StageNeed:
     stage: str
     memory_bytes: int  # peak resident
     disk_bytes: int  # left on disk
+    temporary_bytes: int  # on disk while it runs: weights as float32
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,26 @@ class Needs:
 
     @property
     def disk_bytes(self) -> int:
-        return sum(s.disk_bytes for s in self.stages)
+        most = max((s.temporary_bytes for s in self.stages), default=0)
+        return sum(s.disk_bytes for s in self.stages) + most
 
 
 @dataclass(frozen=True)
 class _Factor:
     libraries_bytes: int
-    per_weight_byte: float  # peak bytes per byte of float32 weights
+    per_weight_byte: float = 0.0  # peak bytes per byte of float32 weights
+    per_head_byte: float = 0.0  # of the largest matrix, a decoder's head
 
-
-# Weights that were on a grid before, and whose grid is found again, are there several times over: bytes per
-# number of the largest, the head, beside a share of all weights. Measured with 0.6b: 5.8 GB.
-_RECOVERED_BYTES = 24
-_OTHER_SHARE = 0.52
 
 _FACTORS = {
-    "export": _Factor(1000 * _MB, 1.2),
-    "quantize": _Factor(850 * _MB, 1.25),
-    "check": _Factor(900 * _MB, 1.2),
-    "embedding": _Factor(450 * _MB, 1.4),
-    "text": _Factor(400 * _MB, 0.0),
+    "export": _Factor(950 * _MB, 0.5),
+    "export decoder": _Factor(1100 * _MB, per_head_byte=1.25),
+    "quantize": _Factor(800 * _MB, 0.4),
+    "quantize decoder": _Factor(780 * _MB, per_head_byte=1.65),
+    "check": _Factor(880 * _MB, 0.3),
+    "check decoder": _Factor(1300 * _MB),  # and the graph
+    "embedding": _Factor(560 * _MB, 0.8),
+    "text": _Factor(400 * _MB),
 }
 
 
@@ -94,16 +95,15 @@ def require(needed: Needs) -> None:
 
 def _need(stage: Stage, plan: Plan, parameters: Mapping[str, int]) -> StageNeed:
     kind, _, component = stage.name.partition(" ")
-    factor = _FACTORS[kind]
+    factor = _FACTORS.get(stage.name, _FACTORS[kind])
     weight_bytes = 4 * parameters.get(component or kind, 0)
-    share = factor.per_weight_byte
-    if kind == "check":
-        graph = 2 * _bits(plan.recipes[component]) / 32  # the mapped file and its packed copy
-        share = max(share, graph) if component == DECODER else share + graph
-    memory = factor.libraries_bytes + int(share * weight_bytes)
-    if kind == "quantize" and component == DECODER and _recovers_head(plan.recipes[component]):
-        head = _RECOVERED_BYTES * parameters["embedding"]
-        memory = max(memory, factor.libraries_bytes + int(_OTHER_SHARE * weight_bytes) + head)
+    memory = factor.libraries_bytes + int(
+        factor.per_weight_byte * weight_bytes + factor.per_head_byte * 4 * parameters["embedding"]
+    )
+    if stage.name == f"check {DECODER}":  # the mapped file and its packed copy
+        memory += int(2 * weight_bytes * _bits(plan.recipes[component]) / 32)
+    if stage.name == f"quantize {DECODER}":  # 4 bits are packed at the end
+        memory += int(weight_bytes * max(9.0, _bits(plan.recipes[component])) / 32)
     if kind == "export":
         disk = weight_bytes
     elif kind == "quantize":
@@ -112,12 +112,8 @@ def _need(stage: Stage, plan: Plan, parameters: Mapping[str, int]) -> StageNeed:
         disk = parameters["embedding"] * {HEAD: 0, "int8": 1, "fp16": 2}[plan.embedding]
     else:
         disk = 0
-    return StageNeed(stage.name, memory, disk + 5 * _MB)
-
-
-def _recovers_head(recipe: Recipe) -> bool:
-    fitting = [rule for rule in recipe.rules if not rule.op and re.search(rule.scope, "lm_head")]
-    return bool(fitting) and fitting[-1].method == "recover"
+    temporary = weight_bytes if kind in ("export", "check") else 0
+    return StageNeed(stage.name, memory, disk + 5 * _MB, temporary)
 
 
 def _bits(recipe: Recipe) -> float:

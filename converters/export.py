@@ -13,6 +13,7 @@ from converters.samples import CALIBRATION, passages
 from converters.smoothing import smooth
 from hypervl.checkpoint import Checkpoint
 from hypervl.decoder import Decoder
+from hypervl.offload import Offload
 from hypervl.vision import VisionBranch
 from hypervl.vrc import VRC
 
@@ -36,17 +37,19 @@ class ExportOptions:
 def export_component(name: str, checkpoint: Checkpoint, options: ExportOptions, out_path: Path) -> None:
     """Writes component `name` ("vrc", "vision_base", "vision_large", "decoder") as float32 to `out_path`.
 
-    The same checkpoint and options give the same bytes. Memory stays near one and a half times the
-    component's float32 weights: run it in a process of its own. Raises `EdgeError` when the graph cannot be
-    lowered.
+    The same checkpoint and options give the same bytes. The float32 weights wait on disk, where temporary
+    files lie; memory holds one layer's, and what tracing a signature takes. Raises `EdgeError` when the graph
+    cannot be lowered.
     """
-    module = checkpoint.load_component(name).requires_grad_(False)
+    weights = Offload()
+    module = checkpoint.load_component(name, weights).requires_grad_(False)
     if options.smoothed:
         assert isinstance(module, Decoder)
-        smooth(module, passages(CALIBRATION, checkpoint, _PASSAGES, _PASSAGE_TOKENS))
+        with weights.dropping(module):
+            smooth(module, passages(CALIBRATION, checkpoint, _PASSAGES, _PASSAGE_TOKENS), weights.drop)
     if options.block_offsets:
-        block_offsets.apply(module, options.block_offsets)
-    lower(_signatures(module, options), out_path)
+        block_offsets.apply(module, options.block_offsets, weights.drop)
+    lower(_signatures(module, options), out_path, weights.drop)
 
 
 def _signatures(module: nn.Module, options: ExportOptions) -> list[Traced]:

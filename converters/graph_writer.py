@@ -9,7 +9,8 @@ some kilobytes. Its `Buffer` tables say by offset and size where in the file eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,21 @@ _STAND_IN = "a weight behind the flatbuffer"
 _ALIGNMENT_BYTES = 64  # kernels that read a weight where it is mapped want at least 16
 
 
-def write_graph(module: ir.Operation, constants: Mapping[ir.Attribute, Tensor], path: Path) -> None:
+@dataclass
+class Constants:
+    """Where a module's constants come from, as far as it is known."""
+
+    tensors: dict[ir.Attribute, Tensor] = field(default_factory=dict)
+    release: Callable[[], None] = lambda: None  # gives back the memory of those that were read
+
+    def clear(self) -> None:
+        vars(self).update(vars(Constants()))
+
+
+def write_graph(module: ir.Operation, constants: Constants, path: Path) -> None:
     """Writes `module`, all in TFLite operators, to `path`; it loses its large constants.
 
-    `constants` are the tensors that its attributes were made from, as far as they are known: these are
-    written from where they lie, the others are copied.
+    Known `constants` are written from where they lie, the others are copied.
     """
     weights = _take_out(module)
     content = converter_api_ext.export_flatbuffer_to_bytes(module)
@@ -44,15 +55,16 @@ def write_graph(module: ir.Operation, constants: Mapping[ir.Attribute, Tensor], 
         file.write(head)
         for buffer, value in behind.items():
             file.write(bytes(-file.tell() % _ALIGNMENT_BYTES))
-            values = _values(value, constants) if isinstance(value, ir.Attribute) else value
+            values = _values(value, constants.tensors) if isinstance(value, ir.Attribute) else value
             flatbuffer_utils.update_packed_buffer(tables.Buffers(buffer), file.tell(), values.nbytes)
             file.write(values.reshape(-1).view("u1").data)
+            constants.release()
         file.seek(0)
         file.write(head)
 
 
-def _values(constant: ir.Attribute, constants: Mapping[ir.Attribute, Tensor]) -> np.ndarray:
-    tensor = constants.get(constant)
+def _values(constant: ir.Attribute, tensors: Mapping[ir.Attribute, Tensor]) -> np.ndarray:
+    tensor = tensors.get(constant)
     if tensor is not None and tensor.is_contiguous():
         return tensor.numpy()
     copied: np.ndarray = converter_api_ext.dense_resource_elements_attr_to_numpy(constant)

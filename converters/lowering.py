@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ with silence(), _own_recursion_limit():
     from litert_torch._convert import core, litert_converter, signature
     from litert_torch.backend import inline_consts, lowerings
 
-    from converters.graph_writer import write_graph
+    from converters.graph_writer import Constants, write_graph
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class Traced:
     sample: dict[str, Tensor]
 
 
-def lower(signatures: Sequence[Traced], out_path: Path) -> None:
+def lower(signatures: Sequence[Traced], out_path: Path, release: Callable[[], None] = lambda: None) -> None:
     """Writes `signatures` as one .tflite file; raises `EdgeError` when an operator has no TFLite form.
+
+    `release` is called whenever a weight was read, for those that need not stay in memory.
 
     This is `litert_torch.Converter.convert(lightweight_conversion=True)`, which hands weights over lazily,
     but for two things: that keeps the traced programs of all signatures, some 10 MB a layer each, to the end
@@ -65,6 +67,7 @@ def lower(signatures: Sequence[Traced], out_path: Path) -> None:
     """
     for s in signatures:
         _check_distinct(s.sample)
+    _constants.release = release
     wanted = [signature.Signature(s.name, s.module.eval(), (), s.sample) for s in signatures]
     try:
         with torch.no_grad(), silence(), _own_recursion_limit():
@@ -148,13 +151,14 @@ def _lower_linear(context: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | 
 def _lower_constant(context: Any, tensor: Tensor) -> ir.Value:
     """As the library does it, and remembers the tensor."""
     value = inline_consts.tensor_lowering_placeholder_lowering(context, tensor)
-    _constants[value.owner.attributes["value"]] = tensor
+    _constants.tensors[value.owner.attributes["value"]] = tensor
+    _constants.release()
     return value
 
 
-# Each constant of the lowering in progress, and the tensor it was made from. The library knows a constant
-# again by its tensor's address, which must not become that of another one before the end.
-_constants: dict[ir.Attribute, Tensor] = {}
+# Of the lowering in progress. The library knows a constant again by its tensor's address, which must not
+# become that of another one before the end.
+_constants = Constants()
 
 
 def _operation(name: str, result: ir.Type, operands: list[ir.Value], **attributes: ir.Attribute) -> ir.Value:

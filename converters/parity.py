@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from converters.decoder import kv_names
 from converters.export import ExportOptions
@@ -31,12 +32,14 @@ from converters.samples import PARITY, passages, tiles
 from hypervl.checkpoint import Checkpoint
 from hypervl.config import HyperVLConfig
 from hypervl.decoder import Decoder, attention_mask, rope_table
+from hypervl.offload import Offload
 from hypervl.specs import decoder_spec
+from hypervl.vrc import VRC
 from rpi_runtime.backends.base import Graph
 from rpi_runtime.backends.select import open_graph
 from rpi_runtime.decoder import Decoder as GraphDecoder
 from rpi_runtime.embedding import EmbeddingTable, PromptRows
-from rpi_runtime.manifest import DECODER, VRC, DecoderSpec, Parity
+from rpi_runtime.manifest import DecoderSpec, Parity
 from rpi_runtime.prompt import TokenRun, VisualRun
 
 _TILES_PER_PHOTO = 2  # a large branch takes seconds a tile in PyTorch
@@ -51,17 +54,19 @@ def check_component(
     """One `Parity` per signature of component `name`; `passed` is judged by the recipe's limits.
 
     Raises nothing for a miss: the caller decides. Figures are rounded to 4 significant digits, so that the
-    same files give the same manifest.
+    same files give the same manifest. The float32 weights wait on disk.
     """
-    with torch.inference_mode():
-        if name == DECODER:
+    weights = Offload()
+    module = checkpoint.load_component(name, weights)
+    with torch.inference_mode(), weights.dropping(module):
+        if isinstance(module, Decoder):
             # PyTorch first and gone before the graph is opened: memory never holds both.
-            references = _references(checkpoint, options)
+            references = _references(module, checkpoint, options)
             with _opened(tflite_path) as graph:
                 limits = recipe.limits.with_kv(options.kv_dtype)
                 return tuple(_decoder(references, graph, limits, checkpoint.config, options))
         with _opened(tflite_path) as graph:
-            return tuple(_pictures(name, checkpoint, graph, recipe.limits, options))
+            return tuple(_pictures(module, checkpoint, graph, recipe.limits, options))
 
 
 @contextmanager
@@ -76,10 +81,9 @@ def _opened(path: Path) -> Iterator[Graph]:
 
 
 def _pictures(
-    name: str, checkpoint: Checkpoint, graph: Graph, limits: Limits, options: ExportOptions
+    module: nn.Module, checkpoint: Checkpoint, graph: Graph, limits: Limits, options: ExportOptions
 ) -> Iterator[Parity]:
-    module = checkpoint.load_component(name)
-    is_vrc = name == VRC
+    is_vrc = isinstance(module, VRC)
     sides = (checkpoint.config.vrc.image_size,) if is_vrc else options.tile_sides
     for side in sides:
         signature = "route" if is_vrc else f"tile_{side}"
@@ -102,10 +106,8 @@ class _Reference:
     kv: dict[str, np.ndarray]  # [kv_heads, prompt - 1, head_dim] of the tokens before it, by name
 
 
-def _references(checkpoint: Checkpoint, options: ExportOptions) -> list[_Reference]:
+def _references(module: Decoder, checkpoint: Checkpoint, options: ExportOptions) -> list[_Reference]:
     """One passage for each size of a prefill chunk."""
-    module = checkpoint.load_component(DECODER)
-    assert isinstance(module, Decoder)
     count = len(options.prefill_tokens)
     length = min(_PROMPT_TOKENS + _CONTINUED_TOKENS, options.contexts[0])
     return [_reference(module, ids) for ids in passages(PARITY, checkpoint, count, length)]

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from converters import recovery
 from converters.cache_order import drop_stale_order
 from converters.recipes import Recipe, Rule
 from converters.silence import silence
+from delegates.graph import Subgraph
 from rpi_runtime import tflite_file
 from rpi_runtime.errors import EdgeError
 
@@ -55,6 +57,7 @@ def quantize_component(
         return
     if recipe.needs_calibration and not calibration:
         raise ValueError(f"recipe {recipe.name!r} needs calibration inputs")
+    recovery.register()
     with silence():
         work = quantizer.Quantizer(str(fp32_path))
         _add_rules(work, recipe, list(_weighted_operators(fp32_path)))
@@ -199,7 +202,7 @@ def _shared(ranges: dict[str, Any], path: Path) -> dict[str, Any]:
     return merged
 
 
-def _tensors_in_order(graph: tflite_file.Subgraph) -> list[str]:
+def _tensors_in_order(graph: Subgraph) -> list[str]:
     """Names of the activations; graphs of one module for several shapes list the same ones in the same
     order."""
     made = [index for op in graph.operators for index in op.outputs]

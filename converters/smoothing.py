@@ -16,7 +16,7 @@ Factors are powers of two: folding is then exact in float32. docs/quantization.m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,10 @@ _SMALLEST = 1e-5  # what a channel that is always zero counts as
 
 
 @torch.no_grad()
-def smooth(decoder: Decoder, passages: Sequence[Sequence[int]]) -> None:
-    """Folds factors into the parameters of `decoder`, in place.
+def smooth(
+    decoder: Decoder, passages: Sequence[Sequence[int]], release: Callable[[], None] = lambda: None
+) -> None:
+    """Folds factors into the parameters of `decoder`, in place. `release` is called after each layer.
 
     `passages` are token ids of text to measure the channels on. A tied head keeps its table: the decoder then
     takes embeddings that are not its `embed_tokens`, as the exported graph does.
@@ -42,6 +44,7 @@ def smooth(decoder: Decoder, passages: Sequence[Sequence[int]]) -> None:
         _fold(largest[f"attention {i}"], layer.input_layernorm, readers)
         _fold(largest[f"mlp {i}"], layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj])
         _fold(largest[f"down {i}"], mlp.up_proj, [mlp.down_proj])
+        release()
     tied = decoder.lm_head.weight is None
     _fold(largest["head"], decoder.norm, [decoder.embed_tokens if tied else decoder.lm_head])
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from hypervl.config import HyperVLConfig
 from hypervl.model import HyperVL, component, named_tensors
 from hypervl.new_folder import check_target, new_folder
+from hypervl.offload import Offload
 from hypervl.safetensors_files import Stored, TensorFiles, write_tensors
 from hypervl.safetensors_header import INDEX_FILE, first_few
 from hypervl.text_files import TEXT_FILES, TextFiles, as_json, read_json
@@ -34,6 +35,7 @@ CONFIG_FILE = "config.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SHARD_BYTES = 2_000_000_000
+_OFFLOADED_BYTES = 100_000  # smaller tensors are not worth a mapping of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,18 +82,26 @@ class Checkpoint:
         tensor = self.tensor_files.tensor(name)
         return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
 
-    def load(self, prefix: str) -> dict[str, Tensor]:
+    def load(self, prefix: str, offload: Offload | None = None) -> dict[str, Tensor]:
         """State dict of all tensors that begin with `prefix`, which is taken off their names."""
-        return {n.removeprefix(prefix): self.tensor(n) for n in self.tensors if n.startswith(prefix)}
 
-    def load_component(self, name: str) -> nn.Module:
+        def loaded(name: str) -> Tensor:
+            stored = self.tensors[name]
+            if offload is None or stored.bytes < _OFFLOADED_BYTES or not stored.dtype.is_floating_point:
+                return self.tensor(name)
+            return offload.keep(self.tensor_files.tensor(name))
+
+        return {n.removeprefix(prefix): loaded(n) for n in self.tensors if n.startswith(prefix)}
+
+    def load_component(self, name: str, offload: Offload | None = None) -> nn.Module:
         """Component "vrc", "vision_base", "vision_large" or "decoder" with its weights, in evaluation mode.
 
-        Takes the component's size in float32, or none of it while the tensors are stored as float32.
+        Takes the component's size in float32, or none of it while the tensors are stored as float32; with
+        `offload`, hardly more than the largest tensor.
         """
         with torch.device("meta"):
             module = component(self.config, name)
-        module.load_state_dict(self.load(f"{name}."), assign=True)
+        module.load_state_dict(self.load(f"{name}.", offload), assign=True)
         return module.eval()
 
     def load_model(self) -> HyperVL:

@@ -10,11 +10,12 @@ import numpy as np
 from rpi_runtime.backends.base import Array, Graph
 from rpi_runtime.clock import Clock
 from rpi_runtime.errors import BundleError, UsageError
-from rpi_runtime.images import MAX_DECODED_PIXELS, Picture, Source, open_image
+from rpi_runtime.images import Picture, Source
 from rpi_runtime.manifest import VISION_BASE, VISION_LARGE, VRC, Manifest, VisionSpec
+from rpi_runtime.picture_room import PictureRoom
 from rpi_runtime.prompt import ImagePlan
 from rpi_runtime.routing import RoutedTiles, Routing, choose_branch, route
-from rpi_runtime.tiling import Grid, cut, tile_picture
+from rpi_runtime.tiling import Grid, cut, plan_grid
 
 BRANCHES = {"base": VISION_BASE, "large": VISION_LARGE}
 
@@ -29,17 +30,18 @@ class RoutedPicture:
     grid: Grid
     routed: RoutedTiles
     plan: ImagePlan
+    is_spooled: bool = False  # its pixels do not fit beside the open graphs
 
 
 class Encoder:
-    """The vision side of a bundle. `graph` opens a component's graph, or gives the open one; `max_pixels` of
-    a picture may be held while it is decoded; only `branches` may be used."""
+    """The vision side of a bundle. `graph` opens a component's graph, or gives the open one; only `branches`
+    may be used."""
 
     def __init__(
         self,
         manifest: Manifest,
         graph: Callable[[str], Graph],
-        max_pixels: int = MAX_DECODED_PIXELS,
+        room: PictureRoom,
         branches: Sequence[str] = tuple(BRANCHES),
     ) -> None:
         if manifest.vision is None:
@@ -50,7 +52,7 @@ class Encoder:
         self._spec: VisionSpec = manifest.vision
         self._branches = {b for b in branches if manifest.component(BRANCHES[b])}
         self._graph = graph
-        self._max_pixels = max_pixels
+        self._room = room
 
     def route(
         self,
@@ -64,8 +66,9 @@ class Encoder:
         run.
         """
         with clock.phase("open_image"):
-            picture = open_image(source, max_pixels=self._max_pixels)
-            grid = tile_picture(picture, self._spec)
+            picture = self._room.open(source)
+            grid = plan_grid(*picture.size, self._spec)
+            self._room.decode(picture, *grid.content_px)
         predictions = 0
 
         def predict(view: Array) -> Array:
@@ -86,20 +89,21 @@ class Encoder:
             sides=routed.sides,
             thumbnail=grid.tiles[-1].is_thumbnail,
         )
-        return RoutedPicture(source, picture.name, picture.size, grid, routed, plan), picture
+        known = RoutedPicture(source, picture.name, picture.size, grid, routed, plan, picture.is_spooled)
+        return known, picture
 
     def reopen(self, known: RoutedPicture, clock: Clock) -> Picture:
         """The pixels of a picture that was routed in an earlier turn. Raises `UsageError` if it has
         changed.
         """
         with clock.phase("open_image"):
-            picture = open_image(known.source, max_pixels=self._max_pixels)
+            picture = self._room.open(known.source, known.is_spooled)
             if picture.digest != known.plan.digest:
                 raise UsageError(
                     f"{known.name} has changed since it was first asked about",
                     "Start a new conversation with the picture as it is now.",
                 )
-            picture.decode(*known.grid.content_px)
+            self._room.decode(picture, *known.grid.content_px)
         return picture
 
     def encode(self, known: RoutedPicture, picture: Picture, tile: int, clock: Clock) -> Array:

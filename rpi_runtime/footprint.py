@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
@@ -26,15 +27,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from delegates.cpu import cpu_features
 from rpi_runtime.backends.base import BackendChoice, Graph, SharedInputs
-from rpi_runtime.backends.select import choose, default_threads, open_graph
+from rpi_runtime.backends.select import choose, default_threads, load_runtime, open_graph
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import EdgeError, ResourceError
-from rpi_runtime.kernel import give_back, memory, reset_peak
+from rpi_runtime.images import open_image
+from rpi_runtime.kernel import Memory, give_back, map_large_blocks, memory, reset_peak
 from rpi_runtime.kv_cache import KVCache
-from rpi_runtime.manifest import DECODER, FOOTPRINT_FILE, Manifest, Signature, to_json
+from rpi_runtime.manifest import DECODER, FOOTPRINT_FILE, Manifest, Signature, VisionSpec, to_json
+from rpi_runtime.tiling import cut, plan_grid
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,11 @@ class GraphFootprint:
 
     component: str
     weight_cache: str  # "built", "reused", "off: why"
-    opened: Taken
+    opened: Taken  # all beside the runtime, which was loaded before
     opening: int  # bytes above what was there before, at most, while it opened
     peak: int  # the same while its signatures ran
     signatures: tuple[SignatureFootprint, ...]
-    left: Taken  # after it was closed
+    left: Taken  # after it was closed, by the runtime that was loaded before
     reserved: int  # bytes that may be written and were not, as stacks of threads
 
     @property
@@ -95,6 +99,7 @@ class GraphFootprint:
 @dataclass(frozen=True)
 class Footprint:
     runtime: Taken  # of this process: Python with the runtime, before any graph
+    left: Taken  # by all graphs and a picture, one after another, when they are closed
     cold: tuple[GraphFootprint, ...]
     warm: tuple[GraphFootprint, ...]
     backend: str
@@ -104,13 +109,18 @@ class Footprint:
 
     @property
     def libraries(self) -> int:
-        """Bytes of the runtime's own code and state: what stays when its first graph is closed."""
-        return max((graph.left.total for graph in (*self.cold, *self.warm)), default=0)
+        """Bytes of their own code and state, which stay when graphs and pictures are closed."""
+        return self.left.total
 
     def graphs(self, unused: Collection[str] = ()) -> dict[str, int]:
         """Component -> bytes that its graph takes at most, whatever became of its weight cache, when the
         signatures `unused` never run."""
         return self._most(lambda graph: graph.needed(unused))
+
+    def signatures(self, component: str) -> list[str]:
+        """Names of its signatures, first those whose first run takes least."""
+        graph = next(graph for graph in self.warm if graph.component == component)
+        return [one.name for one in sorted(graph.signatures, key=lambda one: one.first.anonymous)]
 
     def weights(self) -> dict[str, int]:
         """Component -> bytes of mapped weights that each of its runs reads."""
@@ -126,14 +136,22 @@ class Footprint:
         return found
 
 
-def known(bundle: Bundle, choice: BackendChoice, threads: int, folder: Path | None) -> Footprint:
-    """What was measured before on such a machine, kept in `folder` or in the bundle, or is measured now."""
+def known(
+    bundle: Bundle,
+    choice: BackendChoice,
+    threads: int,
+    folder: Path | None,
+    on_measure: Callable[[], None] = lambda: None,
+) -> Footprint:
+    """What was measured before on such a machine, kept in `folder` or in the bundle, or is measured now:
+    `on_measure` hears of that before."""
     key = _key(bundle, choice, threads)
     kept = folder / f"{key}.footprint" if folder else None
     for file in (kept, bundle.folder / FOOTPRINT_FILE):
         stored_key, stored = _stored(file) if file else ("", None)
         if stored_key == key and stored is not None:
             return stored
+    on_measure()
     found = measure(bundle, choice.name, threads)
     if kept is not None:
         # A full disk, or a folder of somebody else: it is measured again next time.
@@ -179,7 +197,8 @@ def _keep(found: Footprint, key: str, file: Path) -> None:
 
 def _footprint(stored: dict[str, Any]) -> Footprint:
     graphs = {name: tuple(_graph_footprint(one) for one in stored[name]) for name in ("cold", "warm")}
-    return Footprint(**{**stored, **graphs, "runtime": Taken(**stored["runtime"])})
+    taken = {name: Taken(**stored[name]) for name in ("runtime", "left")}
+    return Footprint(**{**stored, **graphs, **taken})
 
 
 def measure(bundle: Bundle, backend: str = "auto", threads: int | None = None) -> Footprint:
@@ -192,12 +211,15 @@ def measure(bundle: Bundle, backend: str = "auto", threads: int | None = None) -
     with tempfile.TemporaryDirectory(prefix="footprint-") as cache:
         for component in bundle.manifest.components:
             for graphs in (cold, warm):
-                found = _in_a_process(bundle.folder, component.name, backend, count, cache)
+                found = _in_a_process(bundle.folder, (component.name,), backend, count, cache)
                 graphs.append(_graph_footprint(found["graph"]))
+        names = [component.name for component in bundle.manifest.components]
+        left = _in_a_process(bundle.folder, names, backend, count, cache)["left"]
     runtime = Taken(**found["runtime"]) if found else Taken(0, 0)
     choice = found.get("choice", {})
     return Footprint(
         runtime,
+        Taken(**left),
         tuple(cold),
         tuple(warm),
         choice.get("name", ""),
@@ -207,25 +229,19 @@ def measure(bundle: Bundle, backend: str = "auto", threads: int | None = None) -
     )
 
 
-def _in_a_process(folder: Path, component: str, backend: str, threads: int, cache: str) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        "-m",
-        "rpi_runtime.footprint",
-        str(folder),
-        "--component",
-        component,
-        "--cache",
-        cache,
-    ]
-    command += ["--backend", backend, "--threads", str(threads)]
+def _in_a_process(
+    folder: Path, components: Sequence[str], backend: str, threads: int, cache: str
+) -> dict[str, Any]:
+    command = [sys.executable, "-m", "rpi_runtime.footprint", str(folder), "--cache", cache]
+    command += ["--backend", backend, "--threads", str(threads), "--components", *components]
     root = str(Path(__file__).resolve().parent.parent)
     theirs = os.environ.get("PYTHONPATH")
     environment = {**os.environ, "PYTHONPATH": root + (os.pathsep + theirs if theirs else "")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        raise ResourceError(f"measuring {component} failed: {last}", "Run `toolkit verify` on the bundle.")
+        what = " and ".join(components)
+        raise ResourceError(f"measuring {what} failed: {last}", "Run `toolkit verify` on the bundle.")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
@@ -253,11 +269,7 @@ class _Account:
         self.start = self._last = memory()
 
     def taken(self) -> Taken:
-        now = memory()
-        more = Taken(
-            now.anonymous_bytes - self._last.anonymous_bytes, now.mapped_bytes - self._last.mapped_bytes
-        )
-        self._last = now
+        more, self._last = _since(self._last), memory()
         return more
 
     def peak(self) -> int:
@@ -273,21 +285,54 @@ class _Account:
         return max(0, now.data_bytes - self.start.data_bytes - written)
 
 
-def _measure_here(bundle: Bundle, component: str, backend: str, threads: int, cache: Path) -> dict[str, Any]:
+def _measure_here(
+    bundle: Bundle, components: Sequence[str], backend: str, threads: int, cache: Path
+) -> dict[str, Any]:
+    """The last of `components`, opened when the others were closed, and what all and a picture leave."""
+    map_large_blocks()
+    start = memory()
+    load_runtime(choose(backend))  # which for a moment takes more than a small graph does
+    for component in components:
+        found, choice = _measure_graph(bundle, component, backend, threads, cache)
+    if bundle.manifest.vision:
+        _cut_a_picture(bundle.manifest.vision)
+    runtime = Taken(start.anonymous_bytes, start.mapped_bytes)
+    return {
+        "graph": dataclasses.asdict(found),
+        "left": dataclasses.asdict(_since(start)),
+        "runtime": dataclasses.asdict(runtime),
+        "choice": dataclasses.asdict(choice),
+    }
+
+
+def _measure_graph(
+    bundle: Bundle, component: str, backend: str, threads: int, cache: Path
+) -> tuple[GraphFootprint, BackendChoice]:
     account = _Account()
-    before = account.start
     graph = open_graph(bundle.path(component), backend=backend, threads=threads, weight_cache=cache)
     opened, opening = account.taken(), account.peak()
-    choice, state = dataclasses.asdict(graph.choice), graph.weight_cache
-    signatures = list(_run_all(graph, bundle.manifest, component, account))
+    choice, state = graph.choice, graph.weight_cache
+    signatures = tuple(_run_all(graph, bundle.manifest, component, account))
     peak, reserved = account.peak(), account.reserved
     graph.close()
     give_back()
+    left = _since(account.start)
+    return GraphFootprint(component, state, opened, opening, peak, signatures, left, reserved), choice
+
+
+def _cut_a_picture(spec: VisionSpec) -> None:
+    written = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(written, "JPEG")
+    picture = open_image(written.getvalue())
+    grid = plan_grid(*picture.size, spec)
+    picture.decode(*grid.content_px)
+    cut(picture, grid.tiles[0], spec.tile_side)
+    give_back()
+
+
+def _since(before: Memory) -> Taken:
     now = memory()
-    left = Taken(now.anonymous_bytes - before.anonymous_bytes, now.mapped_bytes - before.mapped_bytes)
-    found = GraphFootprint(component, state, opened, opening, peak, tuple(signatures), left, reserved)
-    runtime = Taken(before.anonymous_bytes, before.mapped_bytes)
-    return {"graph": dataclasses.asdict(found), "runtime": dataclasses.asdict(runtime), "choice": choice}
+    return Taken(now.anonymous_bytes - before.anonymous_bytes, now.mapped_bytes - before.mapped_bytes)
 
 
 def _run_all(
@@ -324,15 +369,15 @@ def _zeros(signature: Signature, shared: SharedInputs | None) -> dict[str, np.nd
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--component", help="this one alone, in this process")
+    parser.add_argument("--components", nargs="+", help="these, one after another, in this process")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--cache", type=Path)
     given = parser.parse_args(arguments)
     try:
         bundle = Bundle.open(given.bundle)
-        if given.component:
-            found = _measure_here(bundle, given.component, given.backend, given.threads, given.cache)
+        if given.components:
+            found = _measure_here(bundle, given.components, given.backend, given.threads, given.cache)
         else:
             found = dataclasses.asdict(measure(bundle, given.backend, given.threads))
     except EdgeError as error:

@@ -182,11 +182,14 @@ class Generation(Iterator[str]):
         """
         wanted = Counter(run.image for run in runs)
 
+        def reopen(image: int) -> None:  # of an earlier turn, and the cache has lost it; or there was no room
+            self._make_room(pixels)
+            pixels[image] = self._session.encoder.reopen(self.pictures[image], self._clock)
+
         def encode(run: VisualRun) -> Array:
             picture = self.pictures[run.image]
-            if run.image not in pixels:  # of an earlier turn, and the cache has lost it; or there was no room
-                self._make_room(pixels)
-                pixels[run.image] = self._session.encoder.reopen(picture, self._clock)
+            if run.image not in pixels:
+                reopen(run.image)
             tokens = self._session.encoder.encode(picture, pixels[run.image], run.tile, self._clock)
             self._encoded[run.image] += 1
             if self._encoded[run.image] == wanted[run.image]:
@@ -196,6 +199,9 @@ class Generation(Iterator[str]):
 
         branches = {BRANCHES[self.pictures[run.image].plan.branch] for run in runs}
         if self._session.open_together(DECODER, *branches):
+            for image in wanted:  # now: while the decoder reads, no graph can be closed for a picture
+                if self.pictures[image].is_spooled and image not in pixels:
+                    reopen(image)
             latest: dict[tuple[int, int], Array] = {}
 
             def as_it_comes(run: VisualRun) -> Array:
@@ -211,10 +217,10 @@ class Generation(Iterator[str]):
         return lambda run: features[run.image, run.tile]
 
     def _make_room(self, pixels: dict[int, Picture]) -> None:
-        """Before a picture is opened: a memory budget counts one, and none beside a decoder that is alone."""
-        self._session.before_picture()
+        """Before a picture is opened: a memory budget counts one that is in memory."""
         if self._session.plan is not None:
-            pixels.clear()
+            for image in [image for image, picture in pixels.items() if not picture.is_spooled]:
+                del pixels[image]
 
     def _answer(self, logits: Array) -> Generator[str, None, str]:
         """Yields the text and returns why it ended."""

@@ -16,7 +16,7 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -25,21 +25,31 @@ from PIL import Image, TiffImagePlugin
 from rpi_runtime.errors import ImageError
 from rpi_runtime.image_header import (
     Header,
-    check_pixels,
+    PictureTooLarge,
+    check_size,
     open_file,
     orientation_of,
     pillow_errors,
     read_header,
 )
+from rpi_runtime.kernel import give_back
+from rpi_runtime.pixels import (
+    BAND_PIXELS,
+    Bands,
+    Box,
+    HeldPixels,
+    Pixels,
+    SpooledPixels,
+    resample,
+    settling_bytes,
+)
 
-# Pixels held while decoding, 4 bytes each: 200 MB. Baseline JPEGs count after scaling.
-MAX_DECODED_PIXELS = 50_000_000
+# What a picture may take while it is decoded, where no memory budget says less.
+MAX_DECODED_BYTES = 400_000_000
 
 Source = str | os.PathLike[str] | bytes | Image.Image
-Box = tuple[float, float, float, float]  # left, upper, right, lower in px of the oriented picture
 
 _JPEG_SCALES = (8, 4, 2, 1)
-_BAND_ROWS = 256
 # EXIF orientation -> what turns stored pixels upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,21 +62,22 @@ _UPRIGHT = {
 }
 
 
-def open_image(source: Source, *, max_pixels: int = MAX_DECODED_PIXELS) -> Picture:
+def open_image(source: Source, *, max_bytes: int = MAX_DECODED_BYTES) -> Picture:
     """Reads the header of `source` (a path, a file's bytes, or a Pillow image) and returns it undecoded.
 
-    `max_pixels` bounds the pixels held while decoding. Raises `ImageError` naming the source for anything
-    that is not a picture in one of `image_header.FORMATS`, is damaged, or is larger than the limits there and
-    here.
+    `max_bytes` bounds what it takes while it is decoded. Raises `ImageError` naming the source for anything
+    that is not a picture in one of `image_header.FORMATS`, is damaged, or is larger than the limits there;
+    `PictureTooLarge`, one of them, for a Pillow image or WebP that takes more than `max_bytes`, of which a
+    copy is made here; for others `decode` tells.
     """
     if isinstance(source, Image.Image):
-        return _from_pillow(source, max_pixels)
+        return _from_pillow(source, max_bytes)
     if isinstance(source, bytes):
-        return _from_stream(io.BytesIO(source), "the image given as bytes", max_pixels)
+        return _from_stream(io.BytesIO(source), "the image given as bytes", max_bytes)
     name = os.fspath(source)
     stream = open_file(name)
     try:
-        return _from_stream(stream, name, max_pixels)
+        return _from_stream(stream, name, max_bytes)
     except BaseException:
         stream.close()
         raise
@@ -77,29 +88,43 @@ class Picture:
     file or, for a Pillow image, of its pixels.
     """
 
-    def __init__(self, header: Header, name: str, digest: str, max_pixels: int) -> None:
+    def __init__(self, header: Header, name: str, digest: str, max_bytes: int) -> None:
         self.name = name
         self.size = _turned((header.width, header.height), header.orientation)
         self.digest = digest
+        self.is_spooled = False  # its pixels wait in a file
         self._header: Header | None = header  # until decode()
-        self._pixels: Image.Image | None = None  # after it: RGB or L, not oriented
+        self._pixels: Pixels | None = None  # after it, not oriented
         self._orientation = header.orientation
         self._scale = 1  # stored px per held px
-        self._max_pixels = max_pixels
+        self._max_bytes = max_bytes
 
-    def decode(self, width: int, height: int) -> None:
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether it is decoded at a scale."""
+        return self._undecoded().is_jpeg
+
+    def decoding_bytes(self, width: int, height: int, *, spooled: bool = False) -> int:
+        """What `decode` of as many px takes."""
+        header = self._undecoded()
+        jpeg_scale, reduce = shrinking(self.size, (width, height), header.is_jpeg)
+        count = header.decoded_bytes(jpeg_scale)
+        if spooled or reduce > 1 or not _is_plain(header.image):
+            size, mode = header.scaled_px(jpeg_scale), _settled_mode(header.image)
+            count += settling_bytes(size, reduce, mode, spooled=spooled)
+        return count
+
+    def decode(self, width: int, height: int, *, spool: Path | None = None) -> None:
         """Decodes at least `width` x `height` px (oriented) of the picture, or all it has; once.
 
-        Raises `ImageError` when the data is damaged or more pixels than allowed would have to be held.
+        With the folder `spool` its pixels wait in a file there afterwards, and not in memory. Raises
+        `ImageError` when the data is damaged; `PictureTooLarge` when it would take more than allowed.
         """
-        if self._header is None:
-            raise RuntimeError(f"{self.name} was decoded or closed before")
-        header = self._header
-        shrink = max(1, min(self.size[0] // max(1, width), self.size[1] // max(1, height)))
-        jpeg_scale = next(s for s in _JPEG_SCALES if s <= shrink) if header.is_jpeg else 1
-        reduce = shrink // jpeg_scale
+        header = self._undecoded()
+        jpeg_scale, reduce = shrinking(self.size, (width, height), header.is_jpeg)
         try:
-            header.check_pixels(self.name, jpeg_scale, self._max_pixels)
+            needed = self.decoding_bytes(width, height, spooled=spool is not None)
+            _check_bytes(self.name, header, needed, self._max_bytes)
             with pillow_errors(self.name, "cannot be decoded"):
                 image = header.image
                 if header.is_jpeg:
@@ -107,10 +132,14 @@ class Picture:
                 image.load()
                 if isinstance(image, TiffImagePlugin.TiffImageFile):
                     self._orientation = 1  # Pillow turned it while it loaded
-                self._pixels = _settle(image, reduce, self.name)
+                self._pixels = _settle(image, reduce, self.name, spool)
         finally:
             self.close()
         self._scale = jpeg_scale * reduce
+        if spool:
+            self.is_spooled = True
+            del header, image
+            give_back()
 
     @property
     def held_px(self) -> tuple[int, int]:
@@ -118,7 +147,7 @@ class Picture:
         return self._pixels.size if self._pixels is not None else (0, 0)
 
     def crop(self, box: Box, width: int, height: int) -> np.ndarray:
-        """Resamples `box` (antialiased bicubic) to `[height, width, 3]` uint8; neighbours outside it count.
+        """Resamples `box`, in px of the oriented picture, to `[height, width, 3]` uint8 (`pixels.resample`).
 
         Decodes the whole picture first if `decode` was not called.
         """
@@ -127,13 +156,16 @@ class Picture:
         pixels = self._pixels
         assert pixels is not None
         left, upper, right, lower = (v / self._scale for v in _stored_box(box, self.size, self._orientation))
-        inside = (max(left, 0.0), max(upper, 0.0), min(right, pixels.width), min(lower, pixels.height))
-        tile = pixels.resize(
-            _turned((width, height), self._orientation), Image.Resampling.BICUBIC, box=inside
-        )
+        inside = (max(left, 0.0), max(upper, 0.0), min(right, pixels.size[0]), min(lower, pixels.size[1]))
+        tile = resample(pixels, inside, *_turned((width, height), self._orientation))
         if self._orientation in _UPRIGHT:
             tile = tile.transpose(_UPRIGHT[self._orientation])
         return np.asarray(tile.convert("RGB"))
+
+    def _undecoded(self) -> Header:
+        if self._header is None:
+            raise RuntimeError(f"{self.name} was decoded or closed before")
+        return self._header
 
     def close(self) -> None:
         """Lets go of the file. `decode` does it; call it for a picture that is never decoded."""
@@ -142,21 +174,29 @@ class Picture:
             self._header = None
 
 
-def _from_stream(stream: IO[bytes], name: str, max_pixels: int) -> Picture:
-    header = read_header(stream, name)
-    header.check_pixels(name, _JPEG_SCALES[0], max_pixels)
+def shrinking(size: tuple[int, int], wanted: tuple[int, int], is_jpeg: bool = True) -> tuple[int, int]:
+    """How many times smaller a picture of `size` px is decoded, and then made by averaging, so that it still
+    has the `wanted` px."""
+    shrink = max(1, min(size[0] // max(1, wanted[0]), size[1] // max(1, wanted[1])))
+    jpeg_scale = next(s for s in _JPEG_SCALES if s <= shrink) if is_jpeg else 1
+    return jpeg_scale, shrink // jpeg_scale
+
+
+def _from_stream(stream: IO[bytes], name: str, max_bytes: int) -> Picture:
+    header = read_header(stream, name, max_bytes)
     position = stream.tell()
     stream.seek(0)
     digest = hashlib.sha256()
     while chunk := stream.read(1 << 20):
         digest.update(chunk)
     stream.seek(position)
-    return Picture(header, name, digest.hexdigest(), max_pixels)
+    return Picture(header, name, digest.hexdigest(), max_bytes)
 
 
-def _from_pillow(image: Image.Image, max_pixels: int) -> Picture:
+def _from_pillow(image: Image.Image, max_bytes: int) -> Picture:
     name = "the Pillow image"
-    check_pixels(name, *image.size, 1, max_pixels)
+    check_size(name, *image.size)
+    _check_bytes(name, Header(image, io.BytesIO(), "", *image.size, 1), 4 * math.prod(image.size), max_bytes)
     with pillow_errors(name, "cannot be decoded"):
         image.load()
     orientation = 1 if isinstance(image, TiffImagePlugin.TiffImageFile) else orientation_of(image)
@@ -164,11 +204,17 @@ def _from_pillow(image: Image.Image, max_pixels: int) -> Picture:
         repr((image.mode, image.size, orientation, image.info.get("transparency"))).encode()
     )
     digest.update(bytes(image.getpalette() or b""))
-    for _, band in _bands(image, _BAND_ROWS):
+    for _, band in _cut_bands(image, max(1, BAND_PIXELS // image.width)):
         digest.update(band.tobytes())
     # A copy, because the caller may go on drawing on its own.
-    header = Header(image.copy(), io.BytesIO(), *image.size, orientation, is_jpeg=False, buffered_whole=True)
-    return Picture(header, name, digest.hexdigest(), max_pixels)
+    header = Header(image.copy(), io.BytesIO(), "", *image.size, orientation)
+    return Picture(header, name, digest.hexdigest(), max_bytes)
+
+
+def _check_bytes(name: str, header: Header, needed: int, max_bytes: int) -> None:
+    if needed > max_bytes:
+        kind = f" ({header.format})" if header.format else ""
+        raise PictureTooLarge(f"{name} is {header.width} x {header.height} px{kind}", needed, max_bytes)
 
 
 # Turning: stored pixels and the oriented picture.
@@ -190,25 +236,41 @@ def _stored_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
     return (upper, left, lower, right) if orientation >= 5 else (left, upper, right, lower)
 
 
-# Decoding: any mode to 8-bit RGB or L, in bands, so that two whole copies are never held.
+# Decoding: any mode to 8-bit RGB or L, in bands, so that two whole copies are not held.
+
+_GREY_MODES = ("L", "1", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def _settle(image: Image.Image, reduce: int, name: str) -> Image.Image:
+def _is_plain(image: Image.Image) -> bool:
+    """Whether its pixels can be kept as they are. Those of a WebP keep its decoder alive, which is larger."""
+    return image.mode in ("RGB", "L") and "transparency" not in image.info and image.format != "WEBP"
+
+
+def _settled_mode(image: Image.Image) -> str:
+    return "L" if image.mode in _GREY_MODES and "transparency" not in image.info else "RGB"
+
+
+def _settle(image: Image.Image, reduce: int, name: str, spool: Path | None) -> Pixels:
     """`image` as RGB or L, averaged down by the whole number `reduce`."""
-    plain = image.mode in ("RGB", "L") and "transparency" not in image.info
-    if plain and reduce == 1:
-        return image
-    mode = "L" if plain and image.mode == "L" else "RGB"
-    settled = Image.new(mode, (math.ceil(image.width / reduce), math.ceil(image.height / reduce)))
-    for top, band in _bands(image, reduce * max(1, _BAND_ROWS // reduce)):
+    if _is_plain(image) and reduce == 1 and spool is None:
+        return HeldPixels(image)
+    mode = _settled_mode(image)
+    size = (math.ceil(image.width / reduce), math.ceil(image.height / reduce))
+    settled = _settled_bands(image, reduce, mode, name)
+    return SpooledPixels(mode, size, settled, spool) if spool else HeldPixels.gather(mode, size, settled)
+
+
+def _settled_bands(image: Image.Image, reduce: int, mode: str, name: str) -> Bands:
+    rows = reduce * max(1, BAND_PIXELS // (image.width * reduce))
+    for top, band in _cut_bands(image, rows):
         small = _to_8_bit(band, name)
         if small.mode != mode:
             small = small.convert(mode)
-        settled.paste(small.reduce(reduce) if reduce > 1 else small, (0, top // reduce))
-    return settled
+        yield top // reduce, small.reduce(reduce) if reduce > 1 else small
 
 
-def _bands(image: Image.Image, rows: int) -> Iterator[tuple[int, Image.Image]]:
+def _cut_bands(image: Image.Image, rows: int) -> Bands:
+    """Copies of `rows` rows at a time."""
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 

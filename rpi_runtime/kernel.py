@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path("/")
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,29 @@ def give_back() -> None:
         trim(0)
 
 
+def map_large_blocks() -> None:
+    """Has glibc take every block of 128 KiB or more from the kernel, and return it when it is freed.
+    Otherwise it raises that bound, up to 32 MiB, whenever such a block is freed: large ones then share the
+    heap with small ones that stay, and what lies between those is neither returned nor found again."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 128 << 10)
+
+
 def drop_mapped(path: Path) -> None:
     """Drops the pages of a file that this process has mapped to read; who touches one has it read again.
-    Nothing happens where the system does not tell what is mapped."""
+    Nothing happens where the system does not tell what is mapped. For a library there is `drop_code`."""
+    _drop(path, lambda modes: "w" not in modes)
+
+
+def drop_code(library: Path) -> None:
+    """Drops the pages of a library's code, which come back like those of `drop_mapped`. What else of it can
+    only be read was written when it was loaded, and would be lost."""
+    _drop(library, lambda modes: "x" in modes and "w" not in modes)
+
+
+def _drop(path: Path, may_go: Callable[[str], bool]) -> None:
+    """A private page that was written would be lost."""
     madvise = getattr(ctypes.CDLL(None, use_errno=True), "madvise", None)
     try:
         lines = (_ROOT / "proc/self/maps").read_text(errors="surrogateescape").splitlines()
@@ -74,8 +95,7 @@ def drop_mapped(path: Path) -> None:
     name = str(path.resolve())
     for line in lines:
         span, modes, *rest = line.split(maxsplit=5)
-        # A private page that was written would be lost.
-        if madvise is not None and rest[-1] == name and "w" not in modes:
+        if madvise is not None and rest[-1] == name and may_go(modes):
             start, end = (int(number, 16) for number in span.split("-"))
             madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
@@ -95,6 +115,14 @@ def memory_available(root: Path = _ROOT) -> tuple[int, str]:
         room = _room(group)
         if room is not None and room < free:
             free, source = room, f"limit of the control group {group}"
+    used = fields(root / "proc/self/status", scale=1024)
+    for limit, field, option in (
+        (resource.RLIMIT_DATA, "VmData", "-d"),
+        (resource.RLIMIT_AS, "VmSize", "-v"),
+    ):
+        allowed, _ = resource.getrlimit(limit)
+        if allowed != resource.RLIM_INFINITY and allowed - used.get(field, 0) < free:
+            free, source = max(0, allowed - used.get(field, 0)), f"limit of this process (ulimit {option})"
     return free, source
 
 

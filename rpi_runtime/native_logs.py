@@ -38,7 +38,7 @@ _CONTINUED = "└ ".encode()  # LiteRT continues a WARNING on a line of its own
 
 @contextmanager
 def quiet(verbose: bool = False) -> Iterator[None]:
-    """Holds the native runtime's lines back while the block runs; shows them all if it raises.
+    """Holds the native runtime's lines back while the block runs, but for its errors.
 
     With `verbose` nothing is redirected. A crash of the process inside the block takes the held lines with
     it, so `verbose` is also the way to see a fatal message.
@@ -54,19 +54,15 @@ def quiet(verbose: bool = False) -> Iterator[None]:
             yield
             return
         with tempfile.TemporaryFile() as held:
-            failed = False
             os.dup2(held.fileno(), _STDERR)
             try:
                 yield
-            except Exception:
-                failed = True
-                raise
             finally:
                 _flush_python()
                 os.dup2(saved, _STDERR)
                 os.close(saved)
                 held.seek(0)
-                _pass_on(held.read(), everything=failed)
+                _pass_on(foreign_lines(held.read()))
 
 
 @cache
@@ -86,7 +82,7 @@ def silent_exit() -> None:
 
 
 def foreign_lines(text: bytes) -> bytes:
-    """`text` without the lines of the native runtime."""
+    """`text` without what the native runtime chatters; its errors stay."""
     kept: list[bytes] = []
     after_native = False
     for line in text.splitlines(keepends=True):
@@ -97,8 +93,7 @@ def foreign_lines(text: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _pass_on(text: bytes, *, everything: bool) -> None:
-    rest = text if everything else foreign_lines(text)
+def _pass_on(rest: bytes) -> None:
     while rest:
         rest = rest[os.write(_STDERR, rest) :]
 

@@ -8,6 +8,7 @@ found by partition and only they are sorted.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class Sampler:
     def __init__(self, sampling: Sampling, vocab_size: int) -> None:
         self._sampling = sampling
         self._vocab_size = vocab_size
-        self._random = np.random.default_rng(sampling.seed)
+        self._random = random.Random(sampling.seed)  # NumPy's would load 1.5 MB of code for one number
 
     def pick(self, logits: np.ndarray, history: Sequence[int]) -> int:
         """The next token.
@@ -87,8 +88,11 @@ class Sampler:
         return ids, weights / weights.sum()
 
     def _scores(self, logits: np.ndarray, history: Sequence[int]) -> np.ndarray:
-        """Logits of the real vocabulary after the repetition penalty, float64."""
-        scores = np.asarray(logits).reshape(-1)[: self._vocab_size].astype(np.float64)
+        """Logits of the real vocabulary after the repetition penalty; float64, but for those that only the
+        largest is asked of."""
+        scores = np.asarray(logits).reshape(-1)[: self._vocab_size]
+        if not self._sampling.greedy or self._sampling.repetition_penalty != 1:
+            scores = scores.astype(np.float64)
         if not np.isfinite(scores.max()):
             raise BundleError(
                 f"the decoder's logits are no numbers (largest: {scores.max()})",

@@ -21,9 +21,10 @@ from rpi_runtime.encoder import BRANCHES, Encoder
 from rpi_runtime.errors import UsageError
 from rpi_runtime.generation import Generation, Options, Progress, Turn
 from rpi_runtime.graphs import TOGETHER, Graphs, Residency
-from rpi_runtime.images import MAX_DECODED_PIXELS, Source
-from rpi_runtime.kernel import limit_data, memory
-from rpi_runtime.manifest import DECODER, VRC, DecoderSpec, Embedding, Manifest
+from rpi_runtime.images import Source
+from rpi_runtime.kernel import limit_data, map_large_blocks, memory
+from rpi_runtime.manifest import DECODER, DecoderSpec, Embedding, Manifest
+from rpi_runtime.picture_room import PictureRoom
 from rpi_runtime.prompt import ImageSlot, Item, Part, Position
 from rpi_runtime.routing import Routing
 from rpi_runtime.sampling import Sampling
@@ -58,6 +59,7 @@ class Session:
         context_tokens: int | None = None,
         stream_weights: bool = False,
         strict: bool = False,
+        on_measure: Callable[[], None] = lambda: None,
     ) -> Session:
         """Checks the bundle and chooses a backend; opens no graph yet.
 
@@ -66,7 +68,9 @@ class Session:
         `residency` says which graphs may be open together (`graphs.TOGETHER`, `graphs.ONE_BY_ONE`): with
         fewer an answer takes less memory, and longer. `memory_budget` is what this process may hold at most,
         resident bytes as the kernel counts them; what it holds already counts. It decides about `residency`,
-        the context and the largest picture. The first time on a machine, graphs are measured for seconds.
+        the context and the largest picture. The first time on a machine, graphs are measured for seconds;
+        `on_measure` hears of that before. glibc is told, for the whole process, to map large blocks on their
+        own (`kernel.map_large_blocks`).
         Only `branches` may then be asked for: a budget need not hold what is never used; nor a longer
         conversation than `context_tokens`, which otherwise is the longest of the bundle's that fits.
         `stream_weights` accepts a budget that leaves the weights of a graph no room, so that each of its runs
@@ -93,7 +97,7 @@ class Session:
         if memory_budget is None and (stream_weights or strict):
             raise UsageError("stream_weights and strict need a memory budget", "Give one.")
         if memory_budget is not None:
-            session._keep_to(memory_budget, context_tokens, stream_weights, strict)
+            session._keep_to(memory_budget, context_tokens, stream_weights, strict, on_measure)
         return session
 
     def __init__(
@@ -214,8 +218,8 @@ class Session:
 
     @cached_property
     def encoder(self) -> Encoder:
-        pixels = self.plan.picture_pixels if self.plan else MAX_DECODED_PIXELS
-        return Encoder(self.manifest, self.graph, pixels, self._branches)
+        room = PictureRoom(self.plan, self._graphs, self._cache_folder or default_folder())
+        return Encoder(self.manifest, self.graph, room, self._branches)
 
     @property
     def context_tokens(self) -> int:
@@ -247,10 +251,6 @@ class Session:
             raise RuntimeError("the session is closed")
         with self._clock.phase("load"):
             return self._graphs.get(component)
-
-    def before_picture(self) -> None:
-        """Closes the decoder where it may not be open together with what sees: a picture takes its place."""
-        self._graphs.leave(VRC)
 
     def need_vision(self, images: Sequence[Source]) -> None:
         """Raises `UsageError` for pictures that this bundle cannot look at."""
@@ -285,15 +285,23 @@ class Session:
     ) -> None:
         self.close()
 
-    def _keep_to(self, budget: int, context_tokens: int | None, stream_weights: bool, strict: bool) -> None:
+    def _keep_to(
+        self,
+        budget: int,
+        context_tokens: int | None,
+        stream_weights: bool,
+        strict: bool,
+        on_measure: Callable[[], None],
+    ) -> None:
         """Plans for `budget`. What every answer needs is loaded first, so that it counts."""
         # Only a budget needs them, and they bring subprocess, argparse and tempfile.
         from rpi_runtime.footprint import known
         from rpi_runtime.memory_plan import make_plan, needs
 
+        map_large_blocks()
         _ = self.codec
         folder = self._cache_folder or default_folder()
-        footprint = known(self.bundle, self.choice, self.threads, folder)
+        footprint = known(self.bundle, self.choice, self.threads, folder, on_measure)
         need = needs(self.manifest, footprint, memory().resident_bytes, self._branches, context_tokens)
         self.plan = make_plan(budget, need, stream_weights)
         self._graphs = Graphs(self._open_graph, self.plan.residency, self._before_close)

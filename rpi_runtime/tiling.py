@@ -15,8 +15,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from rpi_runtime.images import Box, Picture
+from rpi_runtime.images import Picture
 from rpi_runtime.manifest import VisionSpec
+from rpi_runtime.pixels import Box
 
 MAX_STRETCH = 2.0
 GREY = 0.5

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,36 +103,7 @@ def unpacked(
         return target
     with tempfile.TemporaryDirectory(dir=CACHE) as work_name:
         work = Path(work_name)
-        for folder in (
-            "lists/partial",
-            "archives/partial",
-            "etc/apt.conf.d",
-            "etc/preferences.d",
-            "etc/trusted.gpg.d",
-        ):
-            (work / folder).mkdir(parents=True)
-        (work / "status").touch()
-        keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-        (work / "sources.list").write_text(f"deb [signed-by={keyring}] {mirror} {suite} main\n")
-        settings = {
-            "Dir::State": work,
-            "Dir::State::status": work / "status",
-            "Dir::State::lists": work / "lists",
-            "Dir::Cache": work,
-            "Dir::Cache::archives": work / "archives",
-            "Dir::Etc": work / "etc",
-            "Dir::Etc::sourcelist": work / "sources.list",
-            "APT::Architecture": arch,
-            "APT::Architectures": arch,
-            "APT::Install-Recommends": "false",
-            "APT::Sandbox::User": "",
-        }
-        apt = [
-            "apt-get",
-            "-q",
-            *(part for key, value in settings.items() for part in ("-o", f"{key}={value}")),
-        ]
-        run([*apt, "update"])
+        apt = _apt(work, "deb", mirror, suite, arch)
         if dependencies:
             run([*apt, "install", "--yes", "--download-only", *packages])
         else:
@@ -142,6 +114,63 @@ def unpacked(
             run(["dpkg-deb", "-x", str(deb), str(tree)])
         tree.rename(target)
     return target
+
+
+def unpacked_source(
+    name: str, mirror: str, suite: str, package: str, version: str, members: tuple[str, ...]
+) -> Path:
+    """Folder with those `members` (patterns, as tar takes them) of a source package of `suite`, whose version
+    must begin with `version`, made once under the cache."""
+    target = CACHE / name
+    if target.exists():
+        return target
+    with tempfile.TemporaryDirectory(dir=CACHE) as work_name:
+        work = Path(work_name)
+        apt = _apt(work, "deb-src", mirror, suite, "")
+        # Its signature may need a key that is not here; the archive itself is signed.
+        with suppress(Unavailable):
+            run([*apt, "source", "--download-only", package], cwd=work / "archives")
+        found = sorted((work / "archives").glob(f"{package}_*.orig.tar.*"))
+        if not found or not found[0].name.startswith(f"{package}_{version}"):
+            raise Unavailable(f"{suite} has no source of {package} {version}")
+        tree = work / "unpacked"
+        tree.mkdir()
+        patterns = ["--strip-components=1", "--wildcards", *members]
+        run(["tar", "-xf", str(found[0]), "-C", str(tree), *patterns])
+        tree.rename(target)
+    return target
+
+
+def _apt(work: Path, kind: str, mirror: str, suite: str, arch: str) -> list[str]:
+    """apt-get with a state of its own in `work`, which knows `suite` alone; `kind` is "deb" or "deb-src"."""
+    for folder in (
+        "lists/partial",
+        "archives/partial",
+        "etc/apt.conf.d",
+        "etc/preferences.d",
+        "etc/trusted.gpg.d",
+    ):
+        (work / folder).mkdir(parents=True)
+    (work / "status").touch()
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (work / "sources.list").write_text(f"{kind} [signed-by={keyring}] {mirror} {suite} main\n")
+    settings = {
+        "Dir::State": work,
+        "Dir::State::status": work / "status",
+        "Dir::State::lists": work / "lists",
+        "Dir::Cache": work,
+        "Dir::Cache::archives": work / "archives",
+        "Dir::Etc": work / "etc",
+        "Dir::Etc::sourcelist": work / "sources.list",
+        "APT::Install-Recommends": "false",
+        "APT::Sandbox::User": "",
+        **({"APT::Architecture": arch, "APT::Architectures": arch} if arch else {}),
+        # A mirror's copy of sid may be some weeks old.
+        **({"Acquire::Check-Valid-Until": "false"} if suite == "sid" else {}),
+    }
+    apt = ["apt-get", "-q", *(part for key, value in settings.items() for part in ("-o", f"{key}={value}"))]
+    run([*apt, "update"])
+    return apt
 
 
 def wheels() -> Path:

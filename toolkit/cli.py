@@ -9,14 +9,13 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import os
-import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from rpi_runtime.errors import EdgeError, ExitCode, ResourceError
-from toolkit import report
+from toolkit import entry, report
 from toolkit.commands.assemble import assemble
 from toolkit.commands.cache import cache
 from toolkit.commands.chat import chat
@@ -80,41 +79,79 @@ def main() -> None:
         report.error(error.message, error.remedy)
         sys.exit(int(error.exit_code))
     except KeyboardInterrupt:
-        report.error("stopped by Ctrl-C", "Nothing that was there before has changed.")
-        sys.exit(128 + signal.SIGINT)
-    except SystemExit:
+        report.error(entry.MESSAGE, entry.REMEDY)
+        sys.exit(entry.EXIT_CODE)
+    except SystemExit as left:
+        if left.code == entry.EXIT_CODE and not _was_told(left):
+            report.error(entry.MESSAGE, entry.REMEDY)
         # Typer (its Click, wherever a version keeps it) turns a reader that left, as in `| head`, into exit
         # code 1, which means something else here; its mark is this class.
         if type(sys.stdout).__name__ == "PacifyFlushWrapper":
             sys.exit(int(ExitCode.FINE))
         raise
-    except MemoryError:
-        if debug:
+    except (MemoryError, SystemError, ImportError) as error:
+        if debug or not _is_short_of_memory(error):
             raise
-        report.error("out of memory", "Close other programs, or use a smaller model, recipe or context.")
-        sys.exit(int(ExitCode.COULD_NOT_CHECK))
+        _tell_short_of_memory()
     except OSError as error:
+        if _is_short_of_memory(error) and not debug:
+            _tell_short_of_memory()
         if debug or error.errno is None:
             raise
         report.error(_describe(error), _REMEDIES.get(error.errno, "Check the path and try again."))
         sys.exit(int(ExitCode.COULD_NOT_CHECK))
 
 
+def _is_short_of_memory(error: Exception) -> bool:
+    """Python itself, short of memory, only says that somebody failed "without exception set", or that a
+    function "returned NULL without setting an exception"; the loader of libraries, what it could not map."""
+    if isinstance(error, SystemError):
+        return "without" in str(error)
+    return isinstance(error, MemoryError) or "failed to map segment" in str(error)
+
+
+def _tell_short_of_memory() -> NoReturn:
+    """By hand, since printing imports more."""
+    remedy = "Close other programs, or use a smaller model, recipe or context."
+    if limit := _limit():
+        remedy = f"This process may take {limit}. {remedy}"
+    os.write(2, f"error: out of memory\n{remedy}\n".encode())
+    sys.exit(int(ExitCode.COULD_NOT_CHECK))
+
+
+def _was_told(error: BaseException | None) -> bool:
+    """Whether a command said what became of its work when Ctrl-C ended it, before Typer left with a code."""
+    while error is not None and not isinstance(error, report.Stopped):
+        error = error.__context__
+    return error is not None
+
+
 def _check_limits() -> None:
-    """Raises `ResourceError` when this process may not even import NumPy, whose BLAS would end it in its own
-    words."""
+    """Raises `ResourceError` when this process may not even import its libraries: NumPy's BLAS and the
+    tokenizer would end it in their own words."""
+    for allowed, least, option in _limits():
+        if allowed < least:
+            raise ResourceError(
+                f"this process may take {allowed / 1e6:.0f} MB of memory, and Python with its libraries "
+                f"needs {least / 1e6:.0f} MB",
+                f"Raise the limit: ulimit {option} unlimited.",
+            )
+
+
+def _limit() -> str:
+    """The smallest limit of this process, or nothing."""
+    return min((f"{allowed / 1e6:.0f} MB (ulimit {option})" for allowed, _, option in _limits()), default="")
+
+
+def _limits() -> list[tuple[int, float, str]]:
+    """Of those that are set: bytes, those that Python with its libraries needs, the option of `ulimit`."""
     try:
         import resource
     except ImportError:  # not Unix
-        return
-    for limit, least, option in ((resource.RLIMIT_DATA, 60e6, "-d"), (resource.RLIMIT_AS, 150e6, "-v")):
-        allowed, _ = resource.getrlimit(limit)
-        if 0 <= allowed < least:
-            raise ResourceError(
-                f"this process may take {allowed / 1e6:.0f} MB of memory, and Python with NumPy alone needs "
-                f"{least / 1e6:.0f} MB",
-                f"Raise the limit: ulimit {option} unlimited.",
-            )
+        return []
+    kinds = ((resource.RLIMIT_DATA, 84e6, "-d"), (resource.RLIMIT_AS, 200e6, "-v"))
+    found = [(resource.getrlimit(kind)[0], least, option) for kind, least, option in kinds]
+    return [one for one in found if one[0] != resource.RLIM_INFINITY]
 
 
 _REMEDIES = {

@@ -6,13 +6,20 @@ import os
 
 from PIL import Image, ImageDraw
 
+from rpi_runtime.manifest import COMPONENTS
 from rpi_runtime.memory_plan import MemoryPlan
 from toolkit.drawing import COLOURS, EMPTY, FAINT, INK, PAPER, font_of
 
 WIDTH_PX, HEIGHT_PX = 1000, 620
 _LEFT, _TOP, _RIGHT, _BOTTOM = 80, 70, 700, 540  # of the columns
-# The process is there whatever is planned: it has no colour.
-_PROCESS = "#BDC1C6"
+# One for each holder, the same in every plan. The process is there whatever is planned: it has no colour.
+_COLOUR_OF = {
+    "process": "#BDC1C6",
+    **dict(
+        zip((*COMPONENTS, "keys and values", "inputs", "visual tokens", "picture"), COLOURS, strict=True),
+    ),
+    "tile": "#8A8F94",
+}
 
 
 def draw_plan(plan: MemoryPlan, out_path: str | os.PathLike[str]) -> None:
@@ -20,8 +27,6 @@ def draw_plan(plan: MemoryPlan, out_path: str | os.PathLike[str]) -> None:
     page = Image.new("RGB", (WIDTH_PX, HEIGHT_PX), PAPER)
     draw = ImageDraw.Draw(page)
     holders = list(dict.fromkeys(who for phase in plan.phases for who in phase.holds))
-    colours = {who: COLOURS[i % len(COLOURS)] for i, who in enumerate(holders[1:])}
-    colours[holders[0]] = _PROCESS
     # A budget far above the plan would press it flat: its line is then left out, and the title says it.
     top = min(plan.budget, round(1.5 * plan.peak))
     high = _BOTTOM - _TOP
@@ -43,11 +48,14 @@ def draw_plan(plan: MemoryPlan, out_path: str | os.PathLike[str]) -> None:
         left, right = _LEFT + (i + 0.12) * step, _LEFT + (i + 0.88) * step
         held = 0
         for who, count in phase.holds.items():
-            draw.rectangle((left, y(held + count), right, y(held)), fill=colours[who])
+            draw.rectangle((left, y(held + count), right, y(held)), fill=_COLOUR_OF[who])
             held += count
         middle = (left + right) / 2
+        above = y(held) - 22
+        if above - 2 < y(plan.budget) < above + 20:  # the line of the budget would go through it
+            above = y(plan.budget) - 22
         for text, at, ink in (
-            (f"{held / 1e6:,.1f}", y(held) - 22, INK),
+            (f"{held / 1e6:,.1f}", above, INK),
             (phase.name, _BOTTOM + 8, INK if phase.name == plan.fullest.name else FAINT),
         ):
             wide = draw.textlength(text, font=font_of(16))
@@ -64,7 +72,7 @@ def draw_plan(plan: MemoryPlan, out_path: str | os.PathLike[str]) -> None:
     draw.text((_LEFT, HEIGHT_PX - 34), below, font=font_of(16), fill=FAINT)
     row = _TOP
     for who in reversed(holders):
-        draw.rectangle((_RIGHT + 30, row, _RIGHT + 50, row + 20), fill=colours[who])
+        draw.rectangle((_RIGHT + 30, row, _RIGHT + 50, row + 20), fill=_COLOUR_OF[who])
         most = max(phase.holds.get(who, 0) for phase in plan.phases)
         draw.text((_RIGHT + 60, row), f"{who}, {most / 1e6:,.1f}", font=font_of(16), fill=INK)
         row += 32

@@ -25,6 +25,10 @@ class _Console(Console):
         raise SystemExit(0)
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C of which the user was told already, and of what became of the work."""
+
+
 out = _Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 

@@ -13,6 +13,7 @@ from toolkit import report
 
 if TYPE_CHECKING:
     from rpi_runtime import generation
+    from rpi_runtime.memory_plan import MemoryPlan
     from rpi_runtime.run_report import ImageReport, RunReport
 
 _PHASES = {"route": "routing tiles", "encode": "encoding tiles", "prefill": "reading the prompt"}
@@ -70,13 +71,13 @@ def stream(answer: generation.Generation, progress: ProgressLine, *, quiet: bool
         answer.close()
         stopped = True
     progress.clear()
-    if not quiet:
+    if not quiet and (answer.text or not stopped):
         sys.stdout.write("\n")
         sys.stdout.flush()
     return stopped
 
 
-def summary(result: RunReport) -> None:
+def summary(result: RunReport, plan: MemoryPlan | None = None) -> None:
     """The table below an answer: tiles, tokens, milliseconds per phase, speed and memory."""
     times, memory, backend = result.times, result.memory, result.backend
     rows: list[tuple[str, str]] = []
@@ -106,6 +107,7 @@ def summary(result: RunReport) -> None:
             f"{report.megabytes(memory.anonymous_bytes)} anonymous, "
             f"{report.megabytes(memory.mapped_bytes)} mapped",
         ),
+        *([("memory budget", _budget(plan))] if plan else []),
         ("backend", f"{backend.package} {backend.version} {backend.name}, {result.threads} threads"),
     ]
     report.out.print()
@@ -132,6 +134,13 @@ def _image_rows(image: ImageReport) -> list[tuple[str, str]]:
         ("tile sides chosen", chosen),
         ("visual tokens", f"{image.visual_tokens} of {image.tokens_unrouted} unrouted ({saved:.0%} saved)"),
     ]
+
+
+def _budget(plan: MemoryPlan) -> str:
+    return (
+        f"{report.megabytes(plan.budget)}; planned {report.megabytes(plan.peak)} at most, graphs "
+        f"{plan.chosen.way}"
+    )
 
 
 def _with_rate(ms: float, per_second: float) -> str:

@@ -58,3 +58,4 @@ class TrainProgress:
         self._bar.stop()
         if kind is KeyboardInterrupt:
             report.error("stopped by Ctrl-C", self._stopped)
+            raise report.Stopped from None

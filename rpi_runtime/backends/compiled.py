@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from rpi_runtime.backends.base import Array, BackendChoice, SharedInputs, check_inputs, shared_dtypes
+from rpi_runtime.backends.litert_package import gpu_library
 from rpi_runtime.errors import BundleError, ResourceError
+from rpi_runtime.kernel import drop_code
 from rpi_runtime.manifest import Signature, Tensor
 from rpi_runtime.native_logs import quiet, silent_exit
 
@@ -51,7 +53,7 @@ class CompiledGraph:
             )
             with _told(f"{path.name}: LiteRT {choice.version}"):
                 self._model = litert.CompiledModel.from_file(
-                    str(path), environment=_environment(), options=options
+                    str(path), environment=environment(), options=options
                 )
                 self.signatures = {
                     name: Signature(
@@ -198,11 +200,13 @@ def _litert() -> Any:
 
 
 @cache
-def _environment() -> Any:
+def environment() -> Any:
     """One LiteRT environment for the process: making one loads the accelerator libraries again.
 
     It is never destroyed: that would log, in the middle of Python's own end.
     """
-    environment = _litert().Environment.create()
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(environment.capsule))
-    return environment
+    made = _litert().Environment.create()
+    # Loading it touches 4 to 11 MB, of which the CPU needs nothing.
+    drop_code(gpu_library())
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(made.capsule))
+    return made

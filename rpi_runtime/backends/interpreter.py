@@ -1,8 +1,7 @@
 """Runs a graph through the TFLite Interpreter of ai-edge-litert, tflite-runtime or tensorflow.
 
-It runs on CPUs where CompiledModel does not, at a price: no weight cache, so each signature that is used
-packs the weights again, and each has input tensors of its own, so a shared input exists once per signature
-in use.
+It runs where ai-edge-litert cannot be had, at a price: no weight cache, so each signature that is used packs
+the weights again, and each has input tensors of its own, so a shared input exists once per signature in use.
 """
 
 from __future__ import annotations

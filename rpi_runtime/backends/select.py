@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from delegates.cpu import compiled_model_runs_here, cpu_features
+from delegates.cpu import cpu_features, gpu_library_loads_here
 from rpi_runtime.backends.base import BackendChoice, Graph
+from rpi_runtime.backends.litert_package import hide_gpu_library
 from rpi_runtime.backends.weight_cache import cache_key, lease
 from rpi_runtime.errors import BundleError, ResourceError, nearest
 from rpi_runtime.kernel import drop_mapped, give_back
+from rpi_runtime.native_logs import quiet
 
 AUTO = "auto"
 COMPILED = "compiled"
@@ -92,28 +94,48 @@ def _open(
     return graph
 
 
+def load_runtime(choice: BackendChoice) -> None:
+    """Loads what graphs share, which opening the first one would."""
+    if choice.name == COMPILED:
+        from rpi_runtime.backends.compiled import environment
+
+        with quiet():
+            environment()
+
+
 def choose(backend: str = AUTO) -> BackendChoice:
     """The runtime that `backend` means here, with the reason.
 
-    "auto" is CompiledModel where the CPU survives it, else an Interpreter; "interpreter" is that of the first
-    installed package; a package's name is its Interpreter. Raises `UsageError` for an unknown name and
-    `ResourceError` when the choice is not installed or does not run on this machine.
+    "auto" is CompiledModel where it runs, else an Interpreter; "interpreter" is that of the first installed
+    package; a package's name is its Interpreter. Raises `UsageError` for an unknown name and `ResourceError`
+    when the choice is not installed or does not run on this machine.
     """
     if backend not in BACKENDS:
         raise nearest(backend, BACKENDS, "backend")
     if backend in (AUTO, COMPILED):
-        verdict = compiled_model_runs_here(cpu_features())
         version = _version("ai-edge-litert")
-        if version and verdict.runs:
-            why = "asked for" if backend == COMPILED else f"{verdict.reason}, ai-edge-litert is installed"
+        runs, why = _compiled_runs() if version else (False, "ai-edge-litert is not installed")
+        if runs:
+            why = "asked for" if backend == COMPILED else f"{why}, ai-edge-litert is installed"
             return BackendChoice(COMPILED, "ai-edge-litert", version, why)
-        why = verdict.reason if version else "ai-edge-litert is not installed"
         if backend == COMPILED:
             raise ResourceError(f"backend 'compiled' does not run here: {why}", "Use --backend interpreter.")
         return _interpreter(tuple(_INTERPRETERS), why)
     if backend == INTERPRETER:
         return _interpreter(tuple(_INTERPRETERS), "asked for")
     return _interpreter((backend,), "asked for")
+
+
+def _compiled_runs() -> tuple[bool, str]:
+    """Whether CompiledModel may be created here, and why; hides the GPU library where it may not be
+    loaded."""
+    verdict = gpu_library_loads_here(cpu_features())
+    if verdict.loads:
+        return True, verdict.reason
+    hindrance = hide_gpu_library()
+    if hindrance:
+        return False, f"{verdict.reason}, as the GPU library needs, and it cannot be left out: {hindrance}"
+    return True, f"{verdict.reason}, so LiteRT runs without its GPU library"
 
 
 def default_threads() -> int:

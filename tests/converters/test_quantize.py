@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
+from ai_edge_quantizer import qtyping
+from ai_edge_quantizer.algorithms.uniform_quantize import dequantized_weight_recovery
 
+from converters import recovery
 from converters.calibration import calibration
 from converters.metrics import Closeness
 from converters.quantize import bits_per_weight, quantize_component
@@ -104,6 +107,22 @@ def test_int8_weights_are_off_by_half_a_step_at_most(
         out.read_bytes(), np.int8, weights.size, held.buffers[graph.tensors[index].buffer].offset_bytes
     ).reshape(weights.shape)
     assert (np.abs(stored * scales[:, None] - weights) <= scales[:, None] * 0.501).all()
+
+
+def test_a_grid_is_found_again_rows_at_a_time_as_it_is_at_once() -> None:
+    generator = np.random.default_rng(0)
+    levels = generator.integers(-8, 8, (9000, 2, 32))
+    levels[..., :2] = -8, 7
+    steps = generator.uniform(1e-4, 1e-2, (9000, 2, 1)).astype(np.float32)
+    grid = (levels * steps).reshape(9000, 64).astype(np.float32)
+    config = qtyping.TensorQuantizationConfig(4, granularity=qtyping.QuantGranularity.BLOCKWISE_32)
+    about = qtyping.OpInfo(None, qtyping.TFLOperationName.FULLY_CONNECTED, 0, qtyping.OpQuantizationConfig())
+    at_once = dequantized_weight_recovery.get_tensor_quant_params(about, config, grid)
+    by_rows = recovery.get_tensor_quant_params(about, config, grid)
+    for name in ("scale", "zero_point", "quantized_data"):
+        assert np.array_equal(getattr(by_rows, name), getattr(at_once, name)), name
+    assert np.array_equal(by_rows.quantized_data, levels.reshape(9000, 64))
+    assert (by_rows.block_size, by_rows.num_bits) == (at_once.block_size, at_once.num_bits) == (32, 4)
 
 
 def test_the_same_recipe_gives_the_same_bytes(tiny_graphs: dict[str, Path], tmp_path: Path) -> None:

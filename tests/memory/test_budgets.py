@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from PIL import Image
 
 from rpi_runtime.backends.weight_cache import default_folder, entries
 from rpi_runtime.bundle import Bundle
-from rpi_runtime.errors import ImageError, UsageError
+from rpi_runtime.errors import UsageError
 from rpi_runtime.footprint import Footprint, known, measure
 from rpi_runtime.graphs import ONE_BY_ONE, TOGETHER, Residency
 from rpi_runtime.kernel import limit_data, memory
@@ -28,9 +29,10 @@ from rpi_runtime.manifest import DECODER
 from rpi_runtime.memory_plan import WAYS
 from rpi_runtime.session import Session
 from tests.conftest import MakeOnce
+from tests.picture_formats import KINDS, save_picture
 
 ROOT = Path(__file__).resolve().parents[2]
-# Answers pictures under a budget, says how, and waits to be looked at.
+# Answers pictures under a budget, fills the context after the first, says how, and waits to be looked at.
 _ANSWER = """
 import json, sys
 from rpi_runtime.session import Session
@@ -45,12 +47,35 @@ with Session.open(bundle, threads=1, memory_budget=int(budget), branches=("base"
     same = [c for c in plan.choices if c.context_tokens == best.context_tokens]
     ways = {c.way: c.peak for c in same if c.prefill_tokens == best.prefill_tokens}
     told = [plan.chosen.way, plan.peak, ways, min(c.peak for c in plan.choices), []]
-    for group in pictures:
+    for number, group in enumerate(pictures):
         generation = session.generate("What is this?", group, routing="fixed:0.25", max_new_tokens=8)
         told[-1].append("".join(generation))
+        if number == 0:
+            words = "word " * session.context_tokens
+            while len(session.codec.encode(words)) > session.context_tokens - 8:
+                words = words[: len(words) * 9 // 10]
+            "".join(session.generate(words, raw=True, max_new_tokens=8))
     print(json.dumps(told), flush=True)
     sys.stdin.read()
 """
+
+
+def toolkit(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "toolkit.cli", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def told_budget(message: str) -> int:
+    """Of the remedy "Give 258 MB or more", in bytes."""
+    return 10**6 * int(message.split("Give ")[1].split(" MB")[0].replace(",", ""))
+
+
+def least_of(bundle: Path) -> int:
+    """The smallest budget that the command line names for answers of this bundle."""
+    refused = toolkit("plan", bundle, "--threads", 1, "--memory", "20MB")
+    assert refused.returncode == 3
+    return told_budget(refused.stderr)
 
 
 @dataclass(frozen=True)
@@ -121,10 +146,11 @@ def drop_from_page_cache(bundle: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory, photo: Path) -> list[Path]:
-    """From small to 33 megapixels, and a strip."""
+    """From small to 33 megapixels, and a strip. 1535 px is the worst: half of it would not do for 2 x 2 tiles
+    of 384."""
     folder = tmp_path_factory.mktemp("sizes")
     made = []
-    for width, height in ((256, 256), (1100, 1100), (30000, 400), (5800, 5800)):
+    for width, height in ((256, 256), (1535, 1535), (30000, 400), (5800, 5800)):
         path = folder / f"{width}x{height}.jpg"
         with Image.open(photo) as opened:
             opened.convert("RGB").resize((width, height)).save(path)
@@ -280,21 +306,54 @@ def test_in_a_control_group_as_large_as_the_budget_nothing_is_killed(
         assert len(done.texts) == len(pictures)
 
 
-def test_a_picture_that_does_not_fit_is_refused_before_it_is_decoded(
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_keeps_the_budget_that_it_is_said_to_need(
+    nano_bundle: Path, measured: Footprint, tmp_path: Path, kind: str
+) -> None:
+    """The smallest that is said to do for this picture, where it needs more than the bundle alone."""
+    picture = save_picture(kind, tmp_path, 3400, 3000)
+    budget = least_of(nano_bundle)
+    asked = ("plan", nano_bundle, "--threads", 1, "--memory", budget, "--image", picture, "--json")
+    shown = toolkit(*asked)
+    (cost,) = json.loads(shown.stdout)["pictures"]
+    assert shown.returncode == (0 if cost["fits"] else 1)
+    if not cost["fits"]:
+        assert f"{picture.name}: too large for a memory budget" in shown.stderr
+        budget = told_budget(shown.stderr)
+    ask = ("run", nano_bundle, "--image", picture, "--prompt", "What?", "--max-new-tokens", 4, "--threads", 1)
+    done = toolkit(*ask, "--memory", budget, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["memory"]["peak_resident_bytes"] <= budget
+
+
+def test_a_picture_that_does_not_fit_is_refused_with_the_budget_that_would_do(
     nano_bundle: Path, measured: Footprint, tmp_path: Path
 ) -> None:
     """A PNG can only be decoded whole."""
     large = tmp_path / "large.png"
     Image.fromarray(np.zeros((6000, 6000, 3), np.uint8)).save(large)
-    generous = answered(nano_bundle, 2 << 30)
-    budget = generous.peaks["one by one"] + memory().resident_bytes  # this process is larger than that one
-    with Session.open(nano_bundle, threads=1, memory_budget=budget, branches=("base",)) as session:
-        assert session.plan is not None
-        assert session.plan.picture_pixels < 36_000_000
-        before = memory().resident_bytes
-        with pytest.raises(ImageError, match=r"36\.0 would have to be held in memory"):
-            list(session.generate("What?", [large]))
-        assert memory().resident_bytes - before < 10 << 20
+    budget = least_of(nano_bundle)
+    ask = ("run", nano_bundle, "--image", large, "--prompt", "What?", "--max-new-tokens", 4, "--threads", 1)
+    refused = toolkit(*ask, "--memory", budget)
+    assert refused.returncode == 3
+    assert "large.png is 6000 x 6000 px (PNG): decoding it takes 14" in refused.stderr
+    assert f"a memory budget of {budget // 10**6} MB leaves" in refused.stderr
+    done = toolkit(*ask, "--memory", told_budget(refused.stderr), "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["memory"]["peak_resident_bytes"] <= found["plan"]["budget"]
+
+
+def test_a_picture_too_large_for_its_place_beside_open_graphs_gives_the_same_answer(
+    nano_bundle: Path, measured: Footprint, tmp_path: Path, photo: Path
+) -> None:
+    """All graphs are closed for it, also when an earlier picture is looked at again."""
+    large = save_picture("webp", tmp_path, 1200, 1000)
+    generous = answered(nano_bundle, 2 << 30, photo, large, together=[large, photo])
+    budget = generous.peaks["together"] + (4 << 20)
+    done = answered(nano_bundle, budget, photo, large, together=[large, photo])
+    assert (done.way, done.texts) == ("together", generous.texts)
+    assert done.peak <= budget
 
 
 def test_a_branch_that_was_not_planned_for_is_refused(
@@ -323,8 +382,9 @@ def test_each_graph_is_measured_cold_and_warm(nano_bundle: Path, tmp_path: Path)
         if component.name == DECODER:
             assert graph.needed(unused=[graph.signatures[-1].name]) < graph.needed()
         assert sum(s.again.total for s in graph.signatures) < 1 << 20, "a second run takes nothing more"
-        # All of them leave the runtime's libraries behind, and nothing else.
-        assert abs(graph.left.total - found.libraries) < 3 << 20
+        # Code of the libraries stays mapped: how much of it depends on how their files came here.
+        assert graph.left.anonymous < 1 << 20, "it leaves nothing of its own behind"
+    assert max(graph.left.total for graph in found.warm) < found.libraries < 64 << 20
     weights = {c.name: c.file.bytes for c in bundle.manifest.components}
     assert all(cost > 0.5 * weights[name] for name, cost in found.graphs().items())
 
@@ -349,12 +409,6 @@ def test_what_was_measured_is_kept(
 
 
 # The command line
-
-
-def toolkit(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "toolkit.cli", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "80"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def test_plan_shows_who_holds_what(nano_bundle: Path, measured: Footprint) -> None:
@@ -398,6 +452,31 @@ def test_plan_draws_its_columns_and_the_budget(
         assert high / (bottom - line) == pytest.approx(held / plan["budget"], abs=0.02)
 
 
+def test_plan_says_what_an_answer_about_a_picture_takes(nano_bundle: Path, measured: Footprint) -> None:
+    asked = ("plan", nano_bundle, "--memory", "1GB", "--threads", 1)
+    sizes = ("--image", "256x256", "--image", "4000x3000")
+    plan = json.loads(toolkit(*asked, *sizes, "--images", 1, "--json").stdout)
+    small, photo, most = plan["pictures"]
+    assert small["size_px"] == [256, 256]
+    assert small["visual_tokens"] < photo["visual_tokens"] <= most["visual_tokens"]
+    assert small["peak"] < photo["peak"] <= plan["peak"]
+    shown = toolkit(*asked, *sizes).stdout
+    # Another process holds a little more or less, in all of its figures.
+    (row,) = (line for line in shown.splitlines() if "4000 x 3000" in line)
+    (whole,) = re.findall(r"([\d.]+) MB at most", shown)
+    assert float(whole) - float(row.split()[-1]) == pytest.approx(
+        (plan["peak"] - photo["peak"]) / 1e6, abs=0.2
+    )
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("size", ["big", "0x5", "5x", "99999x99999"])
+def test_plan_refuses_what_no_picture_can_be(nano_bundle: Path, measured: Footprint, size: str) -> None:
+    refused = toolkit("plan", nano_bundle, "--memory", "1GB", "--threads", 1, "--image", size)
+    assert refused.returncode == 2
+    assert f"--image '{size}'" in refused.stderr
+
+
 def test_plan_for_a_shorter_conversation(nano_bundle: Path, measured: Footprint) -> None:
     asked = ("plan", nano_bundle, "--memory", "1GB", "--threads", 1, "--json", "--context")
     assert json.loads(toolkit(*asked, 100).stdout)["contexts"] == [128]
@@ -414,21 +493,31 @@ def test_run_keeps_a_budget_or_says_what_would_do(
     refused = toolkit(*ask, "--memory", "40MB")
     assert refused.returncode == 3
     assert "a memory budget of 40 MB is too small: the least" in refused.stderr
-    least = int(refused.stderr.split("Give ")[1].split()[0])
-    done = toolkit(*ask, "--memory", f"{least + 2}MB", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["memory"]["peak_resident_bytes"] <= (least + 2) * 1_000_000
+    least = told_budget(refused.stderr)
+    for _ in range(3):  # every start holds a little more or less
+        done = toolkit(*ask, "--memory", least, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["memory"]["peak_resident_bytes"] <= least
     assert toolkit(*ask, "--memory", "lots").returncode == 2
+
+
+def test_a_question_without_a_picture_is_planned_without_one(nano_bundle: Path, measured: Footprint) -> None:
+    ask = ("run", nano_bundle, "--prompt", "What?", "--max-new-tokens", 4, "--threads", 1)
+    least = told_budget(toolkit(*ask, "--memory", "20MB").stderr)
+    assert least < least_of(nano_bundle)
+    done = toolkit(*ask, "--memory", least, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["memory"]["peak_resident_bytes"] <= least
 
 
 @pytest.mark.parametrize(
     ("limit", "megabytes", "words"),
     [
-        ("data", 30, "may take 30 MB of memory, and Python with NumPy alone needs 60 MB"),
-        ("data", 70, "out of memory"),
+        ("data", 30, "may take 30 MB of memory, and Python with its libraries needs 84 MB"),
+        ("data", 79, "may take 79 MB of memory, and Python with its libraries needs 84 MB"),
         ("data", 85, "ran out of memory"),
-        ("as", 100, "may take 100 MB of memory, and Python with NumPy alone needs 150 MB"),
-        ("as", 180, "out of memory"),
+        ("as", 100, "may take 100 MB of memory, and Python with its libraries needs 200 MB"),
+        ("as", 220, "out of memory"),
     ],
 )
 def test_a_limit_of_the_process_ends_in_a_message(

@@ -5,15 +5,27 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpi_runtime.errors import ResourceError, UsageError
-from rpi_runtime.kernel import memory, memory_available
-from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE, VRC
-from rpi_runtime.memory_plan import WAYS, Context, MemoryPlan, Needs, make_plan, parse_budget
+from rpi_runtime.image_header import MAX_SOURCE_PIXELS
+from rpi_runtime.kernel import limit_data, memory, memory_available
+from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE, VRC, VisionSpec
+from rpi_runtime.memory_plan import (
+    MARGIN,
+    WAYS,
+    Context,
+    MemoryPlan,
+    Needs,
+    make_plan,
+    parse_budget,
+)
+from rpi_runtime.picture_needs import PictureNeeds, any_picture, jpeg_of
+from rpi_runtime.tiling import plan_grid
 
 MB = 1_000_000
+PICTURE = PictureNeeds(decoding=4 * MB, spooling=5 * MB, tile=2 * MB, tiles=12)
 NEEDS = Needs(
     process=70 * MB,
     graphs={VRC: 2 * MB, VISION_BASE: 20 * MB, VISION_LARGE: 24 * MB},
@@ -25,7 +37,7 @@ NEEDS = Needs(
         (256, ()): Context(28 * MB, 2 * MB, MB, MB),
     },
     tile_tokens=MB // 2,
-    picture=10 * MB,
+    picture=PICTURE,
 )
 sizes = st.integers(0, 10_000 * MB)
 
@@ -34,9 +46,10 @@ sizes = st.integers(0, 10_000 * MB)
 def any_needs(draw: st.DrawFn) -> Needs:
     names = draw(st.sets(st.sampled_from([VRC, VISION_BASE, VISION_LARGE])))
     vision = bool(names)
-    # A graph takes more than the visual tokens that wait for another.
+    # A graph takes more than the visual tokens that wait for another, and than a band of a picture.
     costs = {name: draw(st.integers(5 * MB, 10_000 * MB)) for name in sorted({*names, DECODER})}
     smaller = draw(st.integers(5 * MB, costs[DECODER]))
+    decoding = draw(st.integers(1, 100 * MB))
     return Needs(
         process=draw(st.integers(MB, 200 * MB)),
         graphs={name: costs[name] for name in names},
@@ -49,7 +62,11 @@ def any_needs(draw: st.DrawFn) -> Needs:
             for sizes, decoder in (((8, 32), costs[DECODER]), ((), smaller))
         },
         tile_tokens=0,
-        picture=draw(st.integers(1, 100 * MB)) if vision else 0,
+        picture=PictureNeeds(
+            decoding, decoding + draw(st.integers(0, 2 * MB)), draw(st.integers(1, 10 * MB)), tiles=12
+        )
+        if vision
+        else None,
     )
 
 
@@ -100,6 +117,7 @@ def test_one_by_one_a_phase_holds_its_own_graph() -> None:
         for phase in planned(peak_of("one by one")).phases
     }
     assert held == {
+        "open": set(),
         "route": {VRC},
         "encode": {VISION_LARGE},  # the larger of the two
         "prefill": {DECODER},
@@ -114,16 +132,100 @@ def test_a_budget_too_small_is_refused_with_the_smallest_that_would_do() -> None
     assert f"a memory budget of {(least - 1) // MB} MB is too small" in caught.value.message
     said = int(caught.value.remedy.split()[1])
     assert planned(said * MB).chosen.way == "one by one"
-    assert "encode, where process takes 70 MB" in caught.value.message
+    assert "prefill, where process takes 70 MB" in caught.value.message
     assert "--context" in caught.value.remedy
 
 
-def test_what_is_left_bounds_pictures_that_cannot_be_scaled() -> None:
-    least = peak_of("one by one")
-    pixels = [planned(least + more * MB).picture_pixels for more in (0, 10, 20)]
-    assert pixels[0] == NEEDS.picture // 4
-    assert pixels[1] - pixels[0] == pytest.approx(10 * MB / 1.03 / 4, abs=1)
-    assert planned(5000 * MB).picture_pixels == 50_000_000
+def test_what_is_left_bounds_a_picture_whichever_way_was_chosen() -> None:
+    for way in WAYS:
+        plan = planned(peak_of(way))
+        assert plan.chosen.way == way
+        beside = NEEDS.process + 41 * MB + (0 if way == "together" else 4 * MB)
+        assert plan.chosen.beside_picture == beside
+        assert plan.picture_bytes == pytest.approx(plan.budget / (1 + MARGIN) - beside, abs=1)
+        assert plan.picture_bytes >= PICTURE.spooling, "those that can be scaled always fit"
+
+
+def test_a_larger_budget_takes_every_picture_that_a_smaller_one_with_the_same_context_takes() -> None:
+    plans = [planned(budget * MB) for budget in range(130, 300)]
+    for tokens in (256, 1024):
+        rooms = [plan.picture_bytes for plan in plans if plan.chosen.context_tokens == tokens]
+        assert len(rooms) > 10
+        assert rooms == sorted(rooms)
+
+
+@given(st.integers(120, 400), st.integers(MB, 300 * MB))
+def test_the_budget_that_is_named_for_a_picture_does_also_where_another_start_holds_more(
+    budget: int, spooling: int
+) -> None:
+    told = int(planned(budget * MB).budget_for(spooling).split()[0]) * MB
+    assert planned(told).picture_bytes >= spooling
+    heavier = dataclasses.replace(NEEDS, process=NEEDS.process + 9 * MB // 10)
+    assert make_plan(told, heavier).picture_bytes >= spooling
+    most_beside = max(choice.beside_picture for choice in planned(1000 * MB).choices)
+    assert told <= max(budget * MB, (1 + MARGIN) * (most_beside + spooling)) + 3 * MB
+
+
+def test_the_budget_that_keeps_a_picture_in_memory_does() -> None:
+    told = int(planned(peak_of("one by one")).budget_to_hold(50 * MB).split()[0]) * MB
+    assert not planned(told).spools(50 * MB)
+
+
+def test_where_all_is_open_together_a_large_picture_has_it_closed_and_waits_on_disk() -> None:
+    plan = planned(peak_of("together") + 10 * MB)
+    assert not plan.spools(PICTURE.decoding)
+    assert not plan.spools(PICTURE.decoding + 9 * MB)
+    assert plan.spools(PICTURE.decoding + 11 * MB)
+    held, spooled = (plan.peak_with(PictureNeeds(count * MB, 50 * MB, MB, 12)) for count in (5, 50))
+    assert max(held, spooled) <= plan.budget
+    refused = PictureNeeds(plan.picture_bytes, plan.picture_bytes + 2, MB, 12)
+    assert plan.peak_with(refused) > plan.budget
+
+
+def test_a_picture_is_decoded_beside_no_graph_and_waits_on_disk_where_memory_is_scarce() -> None:
+    for way in ("vision, then decoder", "one by one"):
+        plan = planned(peak_of(way))
+        assert plan.spools(0)
+        (opening,) = (phase for phase in plan.phases if "picture" in phase.holds)
+        assert not opening.holds.keys() & {*NEEDS.graphs, DECODER}
+        assert {phase.name for phase in plan.phases if "tile" in phase.holds} == {"route", "encode"}
+    assert not planned(peak_of("together")).spools(PICTURE.decoding)
+
+
+@settings(max_examples=500)
+@given(
+    side=st.sampled_from([64, 224, 384, 512]),
+    tiles=st.integers(1, 12),
+    width=st.integers(1, 1 << 16),
+    share=st.floats(0, 1),
+)
+def test_no_tile_takes_more_than_the_plan_counts(side: int, tiles: int, width: int, share: float) -> None:
+    spec = VisionSpec(side, (side,), tiles, True, 16, (1.0,), 64, 0.5)
+    height = max(1, int(share * min(1 << 16, MAX_SOURCE_PIXELS // width)))  # as a JPEG may have
+    needs, most = jpeg_of(width, height, plan_grid(width, height, spec)), any_picture(spec)
+    assert needs.tile <= most.tile
+    assert needs.tiles <= most.tiles
+
+
+def test_what_an_answer_about_one_picture_takes() -> None:
+    plan = planned(peak_of("one by one"))
+    assert plan.peak_with(PICTURE) == plan.peak
+    small = plan.peak_with(PictureNeeds(MB, MB, MB, 12))
+    large = plan.peak_with(PictureNeeds(80 * MB, 80 * MB, MB, 12))
+    assert small <= plan.peak < large
+
+
+def test_a_picture_of_one_tile_uses_one_side_and_takes_less() -> None:
+    need = dataclasses.replace(NEEDS, spared={VISION_BASE: (3 * MB, MB, 0), VISION_LARGE: (4 * MB, MB, 0)})
+    plan = make_plan(1000 * MB, need)
+    assert plan.chosen.way == "together"
+
+    def peak(tiles: int) -> int:
+        return plan.peak_with(dataclasses.replace(PICTURE, tiles=tiles))
+
+    assert peak(3) == peak(12) == plan.peak
+    assert plan.peak - peak(1) == pytest.approx((1 + MARGIN) * 7 * MB, abs=1)
+    assert plan.peak - peak(2) == pytest.approx((1 + MARGIN) * 2 * MB, abs=1)
 
 
 def test_visual_tokens_wait_only_where_graphs_are_not_open_together() -> None:
@@ -132,12 +234,11 @@ def test_visual_tokens_wait_only_where_graphs_are_not_open_together() -> None:
         for way in ("together", "vision, then decoder")
     )
     assert together == {"route": None, "read": MB // 2, "decode": None}
-    waiting = {"encode": 4 * MB, "prefill": 4 * MB}
-    assert apart == {"route": None, "decode": None, **waiting}
+    assert apart == {**dict.fromkeys(("open", "route", "encode", "prefill"), 4 * MB), "decode": None}
 
 
 def test_text_alone_holds_no_picture() -> None:
-    text = dataclasses.replace(NEEDS, graphs={}, weights={DECODER: 0}, picture=0, tile_tokens=0)
+    text = dataclasses.replace(NEEDS, graphs={}, weights={DECODER: 0}, picture=None, tile_tokens=0)
     plan = make_plan(1000 * MB, text)
     assert [phase.name for phase in plan.phases] == ["prefill", "decode"]
     for key in NEEDS.contexts:
@@ -195,3 +296,14 @@ def test_what_is_no_size_is_told(text: str) -> None:
 def test_auto_is_what_there_is_with_a_margin() -> None:
     free, _ = memory_available()
     assert memory().resident_bytes < parse_budget("auto") < memory().resident_bytes + free
+
+
+def test_auto_sees_the_limits_of_its_own_process() -> None:
+    lift = limit_data(memory().data_bytes + 300 * MB)
+    try:
+        free, source = memory_available()
+        assert 0 < free <= 300 * MB
+        assert source == "limit of this process (ulimit -d)"
+        assert parse_budget("auto") < memory().resident_bytes + 300 * MB
+    finally:
+        lift()

@@ -184,28 +184,47 @@ class TestChoice:
         choice = choose("auto")
         assert (choice.name, choice.package) == ("compiled", "ai-edge-litert")
 
-    def test_the_interpreter_on_a_pi_4_and_why(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(select, "cpu_features", lambda: PI_4)
-        choice = choose("auto")
-        assert (choice.name, choice.package) == ("interpreter", "ai-edge-litert")
-        assert "LSE atomics" in choice.reason
-
-    def test_on_a_pi_4_compiled_model_is_not_even_imported(self, nano_bundle: Path) -> None:
+    def test_on_a_pi_4_compiled_model_without_the_gpu_library(
+        self, nano_bundle: Path, tmp_path: Path
+    ) -> None:
         code = (
-            "import sys\nfrom pathlib import Path\nfrom delegates.cpu import CpuFeatures\n"
+            "import sys\nfrom pathlib import Path\nimport numpy as np\n"
+            "from delegates.cpu import CpuFeatures\n"
             "from rpi_runtime.backends import select\n"
             "select.cpu_features = lambda: CpuFeatures('aarch64', frozenset(['fp', 'asimd']))\n"
             "graph = select.open_graph(Path(sys.argv[1]), weight_cache=Path(sys.argv[2]))\n"
-            "print(graph.choice.name, 'ai_edge_litert.compiled_model' in sys.modules)\n"
+            "inputs = {t.name: np.zeros(t.shape, t.dtype) for t in graph.signatures['route'].inputs}\n"
+            "graph.runner('route').run(inputs)\n"
+            "maps = Path('/proc/self/maps').read_text()\n"
+            "print(graph.choice.name, graph.weight_cache, 'WebGpu' in maps, 'libLiteRt' in maps)\n"
+            "print(graph.choice.reason)\n"
         )
-        arguments = [str(nano_bundle / "vrc.tflite"), str(nano_bundle / "no-cache")]
+        arguments = [str(nano_bundle / "vrc.tflite"), str(tmp_path / "cache")]
+        (tmp_path / "temporary").mkdir()
+        environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code, *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
-        assert done.stdout.split() == ["interpreter", "False"]
+        facts, reason = done.stdout.splitlines()
+        assert facts.split() == ["compiled", "built", "False", "True"]
+        assert "LSE atomics" in reason
+        assert "without its GPU library" in reason
+        assert list((tmp_path / "temporary").iterdir()) == [], "nothing is left behind"
 
-    def test_asking_for_compiled_model_there_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_where_the_gpu_library_cannot_be_left_out_the_interpreter_and_why(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(select, "cpu_features", lambda: PI_4)
+        assert "ai_edge_litert" in sys.modules, "this process has imported it, with the library"
+        choice = choose("auto")
+        assert (choice.name, choice.package) == ("interpreter", "ai-edge-litert")
+        assert "LSE atomics" in choice.reason
+        assert "was imported before" in choice.reason
         with pytest.raises(ResourceError, match="LSE atomics") as caught:
             choose("compiled")
         assert "interpreter" in caught.value.remedy

@@ -1,4 +1,4 @@
-"""What the CPU can do decides whether CompiledModel may be created: on a Pi 4 it would kill the process."""
+"""What the CPU can do decides whether LiteRT's GPU library may be loaded: on a Pi 4 it kills the process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from delegates.cpu import compiled_model_runs_here, cpu_features
+from delegates.cpu import cpu_features, gpu_library_loads_here
 
 # /proc/cpuinfo of the boards (Raspberry Pi OS, 64 bit), one line of interest per core.
 PI_4 = "fp asimd evtstrm crc32 cpuid"
@@ -23,35 +23,35 @@ def cpuinfo(folder: Path, *cores: str, key: str = "Features") -> Path:
     return path
 
 
-def test_a_pi_4_must_not_run_compiled_model(tmp_path: Path) -> None:
-    verdict = compiled_model_runs_here(cpu_features(cpuinfo(tmp_path, *[PI_4] * 4), "aarch64"))
-    assert not verdict.runs
+def test_a_pi_4_must_not_load_it(tmp_path: Path) -> None:
+    verdict = gpu_library_loads_here(cpu_features(cpuinfo(tmp_path, *[PI_4] * 4), "aarch64"))
+    assert not verdict.loads
     assert "LSE atomics" in verdict.reason
 
 
-def test_a_pi_5_runs_it(tmp_path: Path) -> None:
+def test_a_pi_5_loads_it(tmp_path: Path) -> None:
     features = cpu_features(cpuinfo(tmp_path, *[PI_5] * 4), "aarch64")
-    assert compiled_model_runs_here(features).runs
+    assert gpu_library_loads_here(features).loads
     assert "asimddp" in features.names
 
 
 def test_a_feature_counts_only_if_every_core_has_it(tmp_path: Path) -> None:
     features = cpu_features(cpuinfo(tmp_path, PI_5, PI_5, PI_4), "aarch64")
     assert features.names == set(PI_4.split())
-    assert not compiled_model_runs_here(features).runs
+    assert not gpu_library_loads_here(features).loads
 
 
 def test_an_arm_cpu_that_tells_nothing_gets_the_answer_that_keeps_the_process_alive(tmp_path: Path) -> None:
     for path in (cpuinfo(tmp_path, "Cortex-A72", key="model name"), tmp_path / "absent"):
-        verdict = compiled_model_runs_here(cpu_features(path, "aarch64"))
-        assert not verdict.runs
+        verdict = gpu_library_loads_here(cpu_features(path, "aarch64"))
+        assert not verdict.loads
         assert "cannot be read" in verdict.reason
 
 
-def test_the_flags_of_an_x86_cpu_are_read_and_it_runs_compiled_model(tmp_path: Path) -> None:
+def test_the_flags_of_an_x86_cpu_are_read_and_it_loads_it(tmp_path: Path) -> None:
     features = cpu_features(cpuinfo(tmp_path, "fpu sse2 avx2", key="flags"), "x86_64")
     assert features.names == {"fpu", "sse2", "avx2"}
-    assert compiled_model_runs_here(features).runs
+    assert gpu_library_loads_here(features).loads
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux has /proc/cpuinfo")

@@ -15,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from skimage import data
 
 from rpi_runtime.errors import ImageError
+from rpi_runtime.image_header import PictureTooLarge
 from rpi_runtime.images import open_image
+from rpi_runtime.kernel import memory
 
 ROOT = Path(__file__).resolve().parents[2]
 ORIENTATION = 0x0112
@@ -398,18 +401,61 @@ def test_a_decompression_bomb_is_refused_by_its_header(format_name: str) -> None
 
 def test_a_pillow_image_has_the_same_bound() -> None:
     with pytest.raises(ImageError, match="40 x 30 px"):
-        open_image(Image.new("L", (40, 30)), max_pixels=1000)
+        open_image(Image.new("L", (40, 30)), max_bytes=1000)
 
 
 def test_what_counts_is_what_decoding_holds() -> None:
     baseline, progressive = (saved(photo(800, 600), "JPEG", progressive=p) for p in (False, True))
-    picture = open_image(baseline, max_pixels=10_000)
+    picture = open_image(baseline, max_bytes=40_000)
     picture.decode(100, 75)  # 1/8
     assert picture.held_px == (100, 75)
-    with pytest.raises(ImageError, match="800 x 600 px"):
-        open_image(baseline, max_pixels=10_000).decode(200, 150)
-    with pytest.raises(ImageError, match="800 x 600 px"):
-        open_image(progressive, max_pixels=10_000)
+    with pytest.raises(PictureTooLarge, match=r"800 x 600 px \(JPEG\): decoding it takes 1 MB") as refusal:
+        open_image(baseline, max_bytes=40_000).decode(200, 150)
+    assert refusal.value.needed == 4 * 200 * 150
+    with pytest.raises(PictureTooLarge, match="800 x 600 px"):
+        open_image(progressive, max_bytes=40_000).decode(100, 75)
+
+
+def test_a_picture_that_is_refused_was_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGB", (6000, 6000)).save(path)
+    picture = open_image(path, max_bytes=100_000_000)
+    before = memory().resident_bytes
+    with pytest.raises(PictureTooLarge, match="takes 144 MB, and at most 100 MB may be held"):
+        picture.decode(6000, 6000)
+    assert memory().resident_bytes - before < 10 << 20
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_webp_is_refused_by_its_first_bytes_before_its_decoder_has_the_file(
+    mode: str, lossless: bool
+) -> None:
+    image = photo(300, 200).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(100)
+    source = saved(image, "WEBP", lossless=lossless)
+    with pytest.raises(PictureTooLarge, match=r"300 x 200 px \(WEBP\)") as refusal:
+        open_image(source, max_bytes=len(source))
+    picture = open_image(source)
+    assert refusal.value.needed == picture.decoding_bytes(*picture.size, spooled=True)
+
+
+def test_a_big_endian_bigtiff_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "big.tif"
+    tifffile.imwrite(path, np.zeros((8, 8, 3), np.uint8), bigtiff=True, byteorder=">")
+    with pytest.raises(ImageError, match="big-endian BigTIFF"):
+        open_image(path)
+    tifffile.imwrite(path, np.full((8, 8, 3), 7, np.uint8), bigtiff=True, byteorder="<")
+    assert open_image(path).crop((0, 0, 8, 8), 1, 1).max() == 7
+
+
+def test_pillows_own_bound_of_pixels_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "large.tif"
+    Image.new("1", (10_000, 9_500)).save(path, compression="group4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_image(path).decode(100, 100)
 
 
 def test_a_photo_of_200_megapixels_opens_without_a_warning() -> None:
@@ -506,7 +552,7 @@ def test_changed_bytes_end_in_a_picture_or_an_image_error(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = open_image(bytes(source), max_pixels=1_000_000)
+            picture = open_image(bytes(source), max_bytes=16_000_000)
             tile = picture.crop((0, 0, *picture.size), 8, 8)
     except ImageError:
         return

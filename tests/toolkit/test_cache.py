@@ -49,9 +49,17 @@ def test_it_lists_graphs_sizes_and_last_use_the_latest_first(home: Path) -> None
 
 
 def test_clear_removes_all(home: Path) -> None:
+    folder = home / "hypervl-edge"
+    notes = [folder / "weights" / "abc.footprint", folder / "verified.json"]
+    for note in notes:
+        note.write_text("{}")
+    assert "2 notes on bundles" in cache(home).stdout
+    cache(home, "--clear", "--older-than", "20")
+    assert all(note.exists() for note in notes)
     done = cache(home, "--clear")
     assert done.returncode == 0
-    assert "removed 2 caches" in done.stdout
+    assert "removed 2 caches, 4.0 MB, and 2 notes on bundles" in done.stdout
+    assert not (folder / "verified.json").exists()
     assert not list((home / "hypervl-edge" / "weights").iterdir())
     assert "no packed weights in" in cache(home).stdout
 

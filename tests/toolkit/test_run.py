@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_the_same_seed_gives_the_same_words(environment: dict[str, str], nano_bu
         (["--prompt", "x", "--backend", "compild"], "compiled", 2),
         (["--prompt", "x " * 2000], "context", 2),
         (["--prompt", "x", "--routing", "out.png"], "--image", 2),
-        (["--prompt", "x", "--image", "a.jpg", "--routing", "out.jpg"], "out.jpg is not a .png", 2),
+        (["--prompt", "x", "--image", "a.jpg", "--routing", "out.jpg"], "'out.jpg' is not a .png", 2),
         (["--prompt", "x", "--image", "a.jpg", "--routing", "no/out.png"], "no folder no", 2),
         (["--prompt", "x", "--threads", "99999"], "threads is 99999", 2),
         (["--prompt", "x", "--backend", "tensorflow"], "tensorflow is not installed", 3),
@@ -168,6 +169,33 @@ def test_control_c_keeps_what_was_said(environment: dict[str, str], nano_bundle:
     assert b"Traceback" not in err
 
 
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 0.4, 0.7, 1.0])
+def test_ctrl_c_is_told_at_any_moment(
+    environment: dict[str, str], nano_bundle: Path, photo: Path, seconds: float
+) -> None:
+    """While commands are imported, options are read, graphs are opened, a picture is looked at."""
+    code = (
+        "import signal, sys\nfrom toolkit.entry import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # also where a shell has it ignored
+        "sys.argv = ['toolkit', 'run', *sys.argv[1:]]\nprint('here', flush=True)\nmain()"
+    )
+    ask = ["--image", photo, "--prompt", "Hi", "--max-new-tokens", "400", "--temperature", "1", "--seed", "3"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(nano_bundle), *map(str, ask)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"here\n"
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"ended by: Ctrl-C" in out or b"error: stopped by Ctrl-C" in err
+    assert b"Traceback" not in err
+
+
 def test_chat_reuses_the_turns_before(environment: dict[str, str], nano_bundle: Path, photo: Path) -> None:
     typed = "What is this?\nAnd that?\n"
     done = toolkit(
@@ -201,3 +229,19 @@ def test_chat_looks_at_a_picture_before_it_takes_it(
     assert "astronaut.png will go with your next question" in done.stderr
     assert "text.jpg is not an image" in done.stderr
     assert "There is no /what" in done.stderr
+
+
+def test_piped_questions_go_on_after_one_that_failed(
+    environment: dict[str, str], nano_bundle: Path, photo: Path, tmp_path: Path
+) -> None:
+    """A picture that is cut off fails where it is asked about, and not again."""
+    cut = tmp_path / "cut.jpg"
+    Image.open(photo).convert("RGB").save(cut)
+    cut.write_bytes(cut.read_bytes()[:5000])
+    typed = f"/image '{cut}'\nWhat is this?\nAnd now?\n"
+    done = toolkit(environment, "chat", nano_bundle, "--max-new-tokens", "2", "--json", typed=typed)
+    assert done.returncode == 3
+    failed, answer = map(json.loads, done.stdout.splitlines())
+    assert "cut.jpg cannot be decoded" in failed["error"]
+    assert answer["images"] == []
+    assert "cut.jpg: left out of the next question" in done.stderr

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rpi_runtime import verified
 from rpi_runtime.backends import weight_cache
 from rpi_runtime.errors import UsageError
 from toolkit import report
@@ -28,7 +30,8 @@ def cache(
     """Show or remove the files of packed weights that make the next start fast.
 
     A file that is removed is made again when its graph is next opened. The least recently used ones go by
-    themselves when all take more than 4 GB.
+    themselves when all take more than 4 GB. Beside them lie small notes: what graphs were measured to take,
+    and which bundles were checked. --clear removes them, too.
     """
     if older_than is not None and not clear:
         raise UsageError(f"--older-than {older_than:g} says what to remove", "Add --clear.")
@@ -42,6 +45,12 @@ def cache(
         for entry in kept:
             report.warning(f"{entry.graph} is being opened by another process: its cache stays")
         found = [entry for entry in found if entry not in removed]
+    notes = _notes(folder)
+    forgotten: list[Path] = []
+    if clear and older_than is None:
+        for note in notes:
+            note.unlink(missing_ok=True)
+        notes, forgotten = [], notes
     if as_json:
         report.print_json(
             {
@@ -49,11 +58,14 @@ def cache(
                 "limit_bytes": weight_cache.DEFAULT_LIMIT_BYTES,
                 "caches": found,
                 "removed": removed,
+                "notes": notes,
+                "removed_notes": forgotten,
             }
         )
         return
     if clear:
-        report.out.print(f"removed {_count(removed)}", highlight=False)
+        more = f", and {report.count(len(forgotten), 'note')} on bundles" if forgotten else ""
+        report.out.print(f"removed {_count(removed)}{more}", highlight=False)
     if not found:
         report.out.print(f"no packed weights in {folder}", highlight=False, soft_wrap=True)
     else:
@@ -63,6 +75,14 @@ def cache(
             [(e.graph, e.runtime, report.megabytes(e.bytes), _ago(now - e.last_used)) for e in found],
             right=("size",),
         )
+    if notes:
+        report.out.print(f"{report.count(len(notes), 'note')} on bundles beside them", highlight=False)
+
+
+def _notes(folder: Path) -> list[Path]:
+    """Files on what graphs were measured to take, and on which bundles were checked."""
+    checked = verified.state_file()
+    return [*sorted(folder.glob("*.footprint")), *([checked] if checked and checked.exists() else [])]
 
 
 def _count(entries: list[weight_cache.Entry]) -> str:

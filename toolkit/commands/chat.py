@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from toolkit import report
 from toolkit.commands import options as opt
 from toolkit.memory_view import memory_options, tell_streaming
@@ -15,6 +17,7 @@ from toolkit.run_view import ProgressLine, stream
 
 if TYPE_CHECKING:
     from rpi_runtime.conversation import Conversation
+    from rpi_runtime.errors import EdgeError
 
 _HELP = (
     "/image FILE adds a picture to your next question, /reset starts over, /quit leaves; "
@@ -47,7 +50,8 @@ def chat(
 ) -> None:
     """Talk with a bundle over several turns and pictures.
 
-    Questions may also be piped in, one a line. With --json, each answer is one line of JSON with its report.
+    Questions may also be piped in, one a line: one that fails is told, the next is asked, and the exit code
+    says so. With --json, each answer is one line of JSON with its report.
     """
     from rpi_runtime.sampling import Sampling
     from rpi_runtime.session import Session
@@ -59,7 +63,7 @@ def chat(
         backend=backend,
         weight_cache=weight_cache,
         verbose=verbose,
-        **memory_options(memory, branch, strict, stream_weights),
+        **memory_options(memory, branch, strict=strict, stream_weights=stream_weights),
     ) as session:
 
         def start() -> Conversation:
@@ -76,20 +80,22 @@ def chat(
         tell_streaming(session)
         if sys.stdin.isatty():
             report.note(f"{session.manifest.model}. {_HELP}")
-        _talk(start, list(image or []), as_json=as_json)
+        failed = _talk(start, list(image or []), as_json=as_json)
+    if failed is not None and not sys.stdin.isatty():
+        raise typer.Exit(int(failed.exit_code))
 
 
-def _talk(start: Callable[[], Conversation], pictures: list[Path], *, as_json: bool) -> None:
-    """Reads lines until the end of input; `pictures` go with the next question."""
+def _talk(start: Callable[[], Conversation], pictures: list[Path], *, as_json: bool) -> EdgeError | None:
+    """Reads lines until the end of input; `pictures` go with the next question. The first error, if any."""
     from rpi_runtime.errors import EdgeError
 
-    conversation = start()
+    conversation, failed = start(), None
     while (line := _read()) is not None:
         words = line.strip()
         if not words:
             continue
         if words in ("/quit", "/exit"):
-            return
+            break
         if words == "/reset":
             conversation, pictures = start(), []
             report.note("A new conversation.")
@@ -100,13 +106,17 @@ def _talk(start: Callable[[], Conversation], pictures: list[Path], *, as_json: b
         else:
             try:
                 _answer(conversation, line, pictures, as_json=as_json)
-                pictures = []
             except EdgeError as error:
-                if not sys.stdin.isatty():
-                    raise
+                failed = failed or error
                 report.error(error.message, error.remedy)
-                if pictures:
-                    report.note(f"{_named(pictures)} will go with your next question; /reset forgets.")
+                if as_json:
+                    report.print_json_line({"error": error.message})
+                if pictures:  # or every later question would fail with them
+                    report.note(
+                        f"{_named(pictures)}: left out of the next question; name them again with /image."
+                    )
+            pictures = []
+    return failed
 
 
 def _answer(conversation: Conversation, question: str, pictures: list[Path], *, as_json: bool) -> None:
@@ -123,7 +133,7 @@ def _answer(conversation: Conversation, question: str, pictures: list[Path], *, 
             f"{result.reused_tokens} of {result.prompt_tokens} prompt tokens reused]"
         )
     if stopped and not sys.stdin.isatty():
-        raise KeyboardInterrupt
+        raise report.Stopped
 
 
 def _read() -> str | None:
@@ -153,12 +163,13 @@ def _pictures(rest: str) -> list[Path]:
 
 
 def _opens(path: Path) -> bool:
-    """Whether the picture can be decoded; says what is wrong if not."""
+    """Whether the picture can be opened; says what is wrong if not. Its pixels are looked at when it is asked
+    about."""
     from rpi_runtime.errors import EdgeError
     from rpi_runtime.images import open_image
 
     try:
-        open_image(path)
+        open_image(path).close()
     except EdgeError as error:
         report.error(error.message, error.remedy)
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,7 +108,7 @@ def convert(
                 f"stopped by Ctrl-C{where}; {output} is as it was before",
                 "The same command goes on after the last finished stage.",
             )
-            raise typer.Exit(128 + signal.SIGINT) from None
+            raise report.Stopped from None
     if as_json:
         report.print_json({**report.plain(result), "passed": result.passed})
     else:

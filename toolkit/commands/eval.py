@@ -92,7 +92,7 @@ def evaluate(
             ask(dataset, [(arm, partial(arms[arm].answerer, arm)) for arm in order], ledger, bar)
     except KeyboardInterrupt:
         _say_how_to_go_on(ledger)
-        raise
+        raise report.Stopped from None
     answers = {arm: _of(arm, dataset, ledger) for arm in arms}
     summaries = _summaries(answers)
     result = {

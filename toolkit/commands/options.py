@@ -34,7 +34,11 @@ Threads = Annotated[int | None, typer.Option(help="Threads.", show_default="the 
 Backend = Annotated[str, typer.Option(help="auto, compiled, interpreter, tflite-runtime or tensorflow.")]
 WeightCache = Annotated[bool, typer.Option(help="Keep packed weights in a file for the next start.")]
 Strict = Annotated[
-    bool, typer.Option("--strict", help="Have the kernel refuse this process more than --memory.")
+    bool,
+    typer.Option(
+        "--strict",
+        help="Have the kernel refuse memory beyond --memory and what threads reserve (58 MB with two).",
+    ),
 ]
 StreamWeights = Annotated[
     bool,

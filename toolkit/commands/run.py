@@ -9,7 +9,7 @@ import typer
 
 from toolkit import report
 from toolkit.commands import options as opt
-from toolkit.memory_view import memory_options, tell_streaming
+from toolkit.memory_view import memory_options, plan_summary, tell_streaming
 from toolkit.run_view import ProgressLine, stream, summary
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def run(
             backend=backend,
             weight_cache=weight_cache,
             verbose=verbose,
-            **memory_options(memory, branch, strict, stream_weights),
+            **memory_options(
+                memory, branch, strict=strict, stream_weights=stream_weights, pictures=bool(image)
+            ),
         ) as session,
         ProgressLine() as progress,
     ):
@@ -80,32 +82,35 @@ def run(
             on_progress=progress,
         )
         stopped = stream(generation, progress, quiet=as_json)
+        if stopped and not generation.text:
+            raise KeyboardInterrupt
         result = generation.report
     if as_json:
         report.print_json(
-            {"answer": generation.text, "token_ids": generation.token_ids, **report.plain(result)}
+            {
+                "answer": generation.text,
+                "token_ids": generation.token_ids,
+                **report.plain(result),
+                "plan": plan_summary(session.plan),
+            }
         )
     else:
-        summary(result)
+        summary(result, session.plan)
     if routing is not None and image:
         _draw(image[0], result.images[0], session.manifest.vision, routing)
         report.note(f"Tiles drawn in {routing}.")
     if stopped:
-        raise KeyboardInterrupt
+        raise report.Stopped
 
 
 def _check_routing(target: Path, images: list[Path]) -> None:
     """Refuses at once what would fail, or do harm, after the answer."""
     from rpi_runtime.errors import UsageError
+    from toolkit.drawing import check_png
 
     if len(images) != 1:
         raise UsageError(f"--routing draws one picture, not {len(images)}", "Give one --image.")
-    if target.suffix.lower() != ".png":
-        raise UsageError(f"--routing {target} is not a .png", "The drawing is written as PNG: name it so.")
-    if not target.parent.is_dir():
-        raise UsageError(f"--routing {target}: there is no folder {target.parent}", "Create it first.")
-    if target.is_dir():
-        raise UsageError(f"--routing {target} is a folder", "Name a file in it.")
+    check_png("--routing", target)
     if target.exists() and images[0].exists() and target.samefile(images[0]):
         raise UsageError(f"--routing {target} is the --image itself", "Choose another name for the drawing.")
 
