@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from converters.options import HEAD, Plan
+from converters.options import Variant as PlannedVariant
 from converters.pipeline import SCALES_FILE, TABLE_FILES, TEMPLATE_FILE, TOKENIZER_FILE, tool_versions
 from converters.stage_worker import write_whole
 from converters.stages import StageResult
 from converters.workspace import Workspace
+from delegates.targets import CPU
 from hypervl.config import HyperVLConfig
 from hypervl.specs import decoder_spec, image_tokens, vision_spec
 from rpi_runtime.bundle import Bundle
@@ -23,13 +25,16 @@ from rpi_runtime.manifest import (
     File,
     Manifest,
     Parity,
+    Sample,
     Signature,
     Tensor,
     TextSpec,
+    Variant,
     to_json,
 )
 
 Results = Mapping[str, StageResult]
+_Named = Callable[[str, str, str], File]  # name, stage and output -> the file
 
 
 def write_bundle(space: Workspace, manifest: Manifest) -> Bundle:
@@ -62,10 +67,7 @@ def build_manifest(
         model=config.name,
         source_sha256=known["fingerprint"],
         tools=tool_versions(),
-        components=tuple(
-            _component(name, plan, results, file(f"{name}.tflite", f"quantize {name}", "graph"))
-            for name in plan.components
-        ),
+        components=tuple(_component(name, plan, results, file) for name in plan.components),
         text=TextSpec(
             tokenizer=file(TOKENIZER_FILE, "text files", "tokenizer"),
             chat_template=file(TEMPLATE_FILE, "text files", "chat_template") if has_template else None,
@@ -82,19 +84,36 @@ def build_manifest(
     )
 
 
-def _component(name: str, plan: Plan, results: Results, file: File) -> Component:
-    quantized = results[f"quantize {name}"].value
+def _component(name: str, plan: Plan, results: Results, file: _Named) -> Component:
+    base, *others = (_graph(v, results, file) for v in plan.variants if v.component == name)
+    signatures = results[f"quantize {name}"].value["signatures"]
     return Component(
         name=name,
-        file=file,
-        recipe=plan.recipes[name].name,
-        bits_per_weight=quantized["bits_per_weight"],
-        delegate=plan.delegate,
+        file=base.file,
+        recipe=base.recipe,
+        bits_per_weight=base.bits_per_weight,
+        delegate=base.delegate,
         signatures=tuple(
-            Signature(s["name"], _tensors(s["inputs"]), _tensors(s["outputs"]))
-            for s in quantized["signatures"]
+            Signature(s["name"], _tensors(s["inputs"]), _tensors(s["outputs"])) for s in signatures
         ),
+        parity=base.parity,
+        sample=base.sample,
+        variants=tuple(others),
+    )
+
+
+def _graph(variant: PlannedVariant, results: Results, file: _Named) -> Variant:
+    name, sample = variant.name, None
+    if variant.target != CPU:
+        least = min(variant.recipe.limits.cosine, variant.target.description.cosine)
+        sample = Sample(file(f"{name}.sample.npz", f"sample {name}", "sample"), least)
+    return Variant(
+        file=file(f"{name}.tflite", f"quantize {name}", "graph"),
+        recipe=variant.recipe.name,
+        bits_per_weight=results[f"quantize {name}"].value["bits_per_weight"],
+        delegate=str(variant.target),
         parity=parities(results[f"check {name}"]),
+        sample=sample,
     )
 
 
@@ -103,12 +122,19 @@ def parities(checked: StageResult) -> tuple[Parity, ...]:
     return tuple(Parity(**p) for p in checked.value)
 
 
+def graphs_of(components: Iterable[Component]) -> Iterator[tuple[str, Component | Variant]]:
+    """Every graph by what it is called: "vision_base", "vision_base for gpu"."""
+    for component in components:
+        yield component.name, component
+        yield from ((f"{component.name} for {v.delegate}", v) for v in component.variants)
+
+
 def misses(components: Iterable[Component]) -> tuple[str, ...]:
     """One line per signature that missed its threshold: where, what was found, what was asked."""
     return tuple(
-        f"{component.name} {p.signature}: {_found(p)}, asked was {p.threshold}"
-        for component in components
-        for p in component.parity
+        f"{name} {p.signature}: {_found(p)}, asked was {p.threshold}"
+        for name, graph in graphs_of(components)
+        for p in graph.parity
         if not p.passed
     )
 
@@ -127,7 +153,7 @@ def _tensors(entries: list[dict[str, Any]]) -> tuple[Tensor, ...]:
     return tuple(Tensor(e["name"], tuple(e["shape"]), e["dtype"]) for e in entries)
 
 
-def _embedding(plan: Plan, results: Results, file: Callable[[str, str, str], File]) -> Embedding:
+def _embedding(plan: Plan, results: Results, file: _Named) -> Embedding:
     found = results["embedding"]
     if plan.embedding == HEAD:
         lies_in = file(f"{DECODER}.tflite", f"quantize {DECODER}", "graph")

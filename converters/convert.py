@@ -42,7 +42,10 @@ Event = StageEvent | NeedsStated
 
 @dataclass(frozen=True)
 class ComponentReport:
+    """Of one graph: a component's own, or its variant for a delegate."""
+
     component: str
+    delegate: str  # "cpu", "gpu", "nnapi:30"
     recipe: str
     bytes: int
     bits_per_weight: float
@@ -69,7 +72,6 @@ class TableReport:
 class ConvertReport:
     bundle: Path
     model: str
-    delegate: str
     components: tuple[ComponentReport, ...]
     embedding: TableReport | None
     bundle_bytes: int
@@ -148,25 +150,29 @@ def _report(
     seconds: float,
 ) -> ConvertReport:
     components = []
-    for component in manifest.components:
-        own = [results[f"{kind} {component.name}"] for kind in ("export", "quantize", "check")]
+    for variant in decided.variants:
+        names = (f"{kind} {variant.name}" for kind in ("export", "quantize", "check", "sample"))
+        own = [results[name] for name in names if name in results]  # an export may be shared
+        component = next(c for c in manifest.components if c.name == variant.component)
+        graphs = {graph.delegate: graph for graph in component.graphs}
+        graph = graphs[str(variant.target)]
         components.append(
             ComponentReport(
                 component=component.name,
-                recipe=component.recipe,
-                bytes=component.file.bytes,
-                bits_per_weight=component.bits_per_weight,
-                worst_cosine=min(p.cosine for p in component.parity),
-                passed=all(p.passed for p in component.parity),
+                delegate=graph.delegate,
+                recipe=graph.recipe,
+                bytes=graph.file.bytes,
+                bits_per_weight=graph.bits_per_weight,
+                worst_cosine=min(p.cosine for p in graph.parity),
+                passed=all(p.passed for p in graph.parity),
                 seconds=round(sum(r.seconds for r in own), 3),
                 peak_bytes=max(r.peak_bytes for r in own),
-                parity=component.parity,
+                parity=graph.parity,
             )
         )
     return ConvertReport(
         bundle=bundle,
         model=manifest.model,
-        delegate=decided.delegate,
         components=tuple(components),
         embedding=_table_report(manifest.embedding, manifest.table_is_head, results["embedding"])
         if manifest.embedding

@@ -63,6 +63,7 @@ _FACTORS = {
     "quantize": _Factor(800 * _MB, 0.4),
     "quantize decoder": _Factor(780 * _MB, per_head_byte=1.65),
     "check": _Factor(880 * _MB, 0.3),
+    "sample": _Factor(700 * _MB, 0.3),
     "check decoder": _Factor(1300 * _MB),  # and the graph
     "embedding": _Factor(560 * _MB, 0.8),
     "text": _Factor(400 * _MB),
@@ -94,25 +95,27 @@ def require(needed: Needs) -> None:
 
 
 def _need(stage: Stage, plan: Plan, parameters: Mapping[str, int]) -> StageNeed:
-    kind, _, component = stage.name.partition(" ")
-    factor = _FACTORS.get(stage.name, _FACTORS[kind])
+    kind, _, name = stage.name.partition(" ")
+    component = name.partition(".")[0]  # "export vision_base.nnapi-30"
+    factor = _FACTORS.get(f"{kind} {component}", _FACTORS[kind])
     weight_bytes = 4 * parameters.get(component or kind, 0)
     memory = factor.libraries_bytes + int(
         factor.per_weight_byte * weight_bytes + factor.per_head_byte * 4 * parameters["embedding"]
     )
-    if stage.name == f"check {DECODER}":  # the mapped file and its packed copy
-        memory += int(2 * weight_bytes * _bits(plan.recipes[component]) / 32)
-    if stage.name == f"quantize {DECODER}":  # 4 bits are packed at the end
-        memory += int(weight_bytes * max(9.0, _bits(plan.recipes[component])) / 32)
+    bits = _bits(plan.variant(name).recipe) if kind in ("quantize", "check") else 32.0
+    if kind == "check" and component == DECODER:  # the mapped file and its packed copy
+        memory += int(2 * weight_bytes * bits / 32)
+    if kind == "quantize" and component == DECODER:  # 4 bits are packed at the end
+        memory += int(weight_bytes * max(9.0, bits) / 32)
     if kind == "export":
         disk = weight_bytes
     elif kind == "quantize":
-        disk = int(weight_bytes * _bits(plan.recipes[component]) / 32)
+        disk = int(weight_bytes * bits / 32)
     elif kind == "embedding":
         disk = parameters["embedding"] * {HEAD: 0, "int8": 1, "fp16": 2}[plan.embedding]
     else:
         disk = 0
-    temporary = weight_bytes if kind in ("export", "check") else 0
+    temporary = weight_bytes if kind in ("export", "check", "sample") else 0
     return StageNeed(stage.name, memory, disk + 5 * _MB, temporary)
 
 

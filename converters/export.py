@@ -9,6 +9,7 @@ from torch import nn
 
 from converters import block_offsets, decoder, vision, vrc
 from converters.lowering import Traced, lower
+from converters.nnapi import FlatTile
 from converters.samples import CALIBRATION, passages
 from converters.smoothing import smooth
 from hypervl.checkpoint import Checkpoint
@@ -32,6 +33,7 @@ class ExportOptions:
     kv_dtype: str = "float32"  # what they hold: one of `rpi_runtime.manifest.KV_BYTES`
     block_offsets: str = ""  # layers to split before the export (`Recipe.block_offsets`)
     smoothed: bool = False  # activations of a decoder are evened out before the export (`Recipe.smoothed`)
+    writing: str = ""  # for a delegate (`converters.delegates.Wanted`)
 
 
 def export_component(name: str, checkpoint: Checkpoint, options: ExportOptions, out_path: Path) -> None:
@@ -58,4 +60,4 @@ def _signatures(module: nn.Module, options: ExportOptions) -> list[Traced]:
     if isinstance(module, Decoder):
         return decoder.signatures(module, options.prefill_tokens, options.contexts, options.kv_dtype)
     assert isinstance(module, VisionBranch)
-    return vision.signatures(module, options.tile_sides)
+    return vision.signatures(module, options.tile_sides, FlatTile if options.writing == "nnapi" else None)

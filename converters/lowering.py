@@ -133,7 +133,10 @@ def _check_distinct(sample: dict[str, Tensor]) -> None:
 def _lower_linear(context: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
     name, _ = list(context.node.meta["nn_module_stack"].values())[-1]
     name = name.removeprefix("component.")
-    weight.owner.location = ir.Location.name(f"{name}.weight")
+    if context.node.args[1].target is inline_consts.tensor_lowering_placeholder:
+        weight.owner.location = ir.Location.name(f"{name}.weight")
+    else:  # a product of two results
+        name = ".".join(filter(None, (name, context.node.name)))
     with ir.Location.name(name):
         if bias is None:
             bias = _operation("tfl.no_value", ir.NoneType.get(), [], value=ir.UnitAttr.get())
@@ -144,7 +147,7 @@ def _lower_linear(context: Any, x: ir.Value, weight: ir.Value, bias: ir.Value | 
             [x, weight, bias],
             fused_activation_function=ir.StringAttr.get("NONE"),
             weights_format=ir.StringAttr.get("DEFAULT"),
-            keep_num_dims=ir.BoolAttr.get(True),
+            keep_num_dims=ir.BoolAttr.get(len(shape) > 2),  # false is what NNAPI takes before level 30
         )
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from converters.recipes import Recipe, parse_recipes
-from delegates import DELEGATES
+from converters.delegates import recipe_for, wanted, why_not
+from converters.recipes import Recipe, named_recipes
+from delegates.targets import CPU, Target
 from hypervl.config import BRANCHES, HyperVLConfig
 from rpi_runtime.errors import CheckpointError, UsageError, nearest
 from rpi_runtime.manifest import COMPONENTS, DECODER, KV_BYTES, VISION_BASE, VISION_LARGE
+from rpi_runtime.targets import parse_target
 
 # Where the token table lies: "auto" is in the decoder's head, if it has the same numbers, else int8.
 HEAD = "head"
 EMBEDDINGS = ("auto", "int8", "fp16")
-DEFAULT_RECIPE = "int8"
 DEFAULT_CONTEXT_TOKENS = 1024
 DEFAULT_PREFILL_TOKENS = (8, 32, 128)
 # Beside the visual tokens of one tile, a question and a short answer must fit.
@@ -36,22 +38,54 @@ class ConvertOptions:
     contexts: tuple[int, ...] | None = None  # tokens; the largest is the context
     kv: str = ""  # what the KV cache holds: one of `KV_BYTES`
     embedding: str = "auto"  # one of `EMBEDDINGS`
-    delegate: str = "cpu"
+    delegate: str = "cpu"  # see `parse_delegates`
+    nnapi_level: int | None = None  # of a delegate `nnapi` without one
     measure: bool = True  # what the graphs take in memory here
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything decided. `recipes` has one entry per component."""
+class Variant:
+    """One graph of a component."""
 
-    components: tuple[str, ...]
-    recipes: dict[str, Recipe]
+    component: str
+    target: Target
+    recipe: Recipe
+    is_base: bool  # the component's own, which the CPU can run, too
+
+    @property
+    def name(self) -> str:
+        """Of its file and its stages."""
+        return self.component if self.is_base else f"{self.component}.{self.target.slug}"
+
+    @property
+    def writing(self) -> str:
+        """How the component is written for it (`converters.delegates.Wanted`)."""
+        fit = wanted(self.component, self.target)
+        return fit.writing if fit else ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided."""
+
+    variants: tuple[Variant, ...]  # by component, its base first
     tile_sides: tuple[int, ...]  # px, descending; () without a vision branch
     prefill_tokens: tuple[int, ...]  # ascending; () without a decoder
     contexts: tuple[int, ...]  # tokens, ascending; () without a decoder
     kv_dtype: str  # "" without a decoder
     embedding: str  # "int8", "fp16", or `HEAD`
-    delegate: str
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return tuple(variant.component for variant in self.variants if variant.is_base)
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """Of the base of each component."""
+        return {variant.component: variant.recipe for variant in self.variants if variant.is_base}
+
+    def variant(self, name: str) -> Variant:
+        return next(variant for variant in self.variants if variant.name == name)
 
     @property
     def has_vision(self) -> bool:
@@ -61,24 +95,68 @@ class Plan:
 def plan(options: ConvertOptions, config: HyperVLConfig) -> Plan:
     """Fills in defaults; raises `UsageError`, naming the value, for what the model cannot become."""
     components = _components(options.components)
-    recipes = parse_recipes(options.recipe or DEFAULT_RECIPE)
     if options.embedding not in EMBEDDINGS:
         raise nearest(options.embedding, EMBEDDINGS, "embedding type")
-    if options.delegate not in DELEGATES:
-        raise nearest(options.delegate, DELEGATES, "delegate")
+    targets = parse_delegates(options.delegate, options.nnapi_level)
+    asked = named_recipes(options.recipe)
+    variants = tuple(v for c in components for v in _variants(c, targets[c], asked.get(c)))
+    recipes = {variant.component: variant.recipe for variant in variants if variant.is_base}
     token_px = _token_px(components, config)
     sides = _tile_sides(options.tile_sides, token_px, config)
     contexts = _contexts(options.contexts, (min(sides) // token_px) ** 2 if sides else 0, components, config)
     return Plan(
-        components=components,
-        recipes={c: recipes[c] for c in components},
+        variants=variants,
         tile_sides=sides,
         prefill_tokens=_prefill(options.prefill_tokens, max(contexts, default=0)),
         contexts=contexts,
-        kv_dtype=_kv_dtype(options.kv, components, recipes[DECODER]),
-        embedding=_embedding(options.embedding, config, recipes[DECODER]),
-        delegate=options.delegate,
+        kv_dtype=_kv_dtype(options.kv, recipes.get(DECODER)),
+        embedding=_embedding(options.embedding, config, recipes.get(DECODER)),
     )
+
+
+def parse_delegates(text: str, nnapi_level: int | None = None) -> dict[str, tuple[Target, ...]]:
+    """Reads `--delegate`: `gpu` for all components, `cpu+gpu` for a graph each, or per component:
+    `vision=cpu+gpu,decoder=cpu`. Components not named get the CPU; so does one that a delegate named for all
+    has no use for. Raises `UsageError`."""
+    chosen: dict[str, tuple[Target, ...]] = dict.fromkeys(COMPONENTS, (CPU,))
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, given, names = (part.strip() for part in entry.rpartition("="))
+        if given and name not in (*COMPONENTS, "vision"):
+            raise nearest(name, (*COMPONENTS, "vision"), "component in --delegate")
+        found = tuple(dict.fromkeys(_target(one, nnapi_level) for one in names.split("+")))
+        for component in (_BRANCHES if name == "vision" else (name,)) if given else COMPONENTS:
+            fitting = tuple(target for target in found if wanted(component, target))
+            if given and fitting != found:
+                unfit = next(target for target in found if target not in fitting)
+                raise UsageError(
+                    f"{component} cannot be converted for {unfit.title}: {why_not(component, unfit)}",
+                    f"Use {component}=cpu.",
+                )
+            chosen[component] = fitting or (CPU,)
+    return chosen
+
+
+def _target(text: str, nnapi_level: int | None) -> Target:
+    is_nnapi = text.strip() == "nnapi"
+    target = parse_target(text, nnapi_level if is_nnapi else None)
+    if target.delegate == "external":
+        raise UsageError(
+            "nothing is converted for an external delegate: it takes what its own library says",
+            "Convert for cpu, and name the library when running: toolkit run --delegate external:PATH.",
+        )
+    return target
+
+
+def _variants(component: str, targets: tuple[Target, ...], asked: Recipe | None) -> Iterator[Variant]:
+    """The base first: of those that the CPU can run, its own or the first; one is added where there is
+    none."""
+    on_cpu = sorted((t for t in targets if t.runs_on_cpu), key=lambda target: target != CPU)
+    base = on_cpu[0] if on_cpu else CPU
+    for target in (base, *(target for target in targets if target != base)):
+        is_extra = target not in targets
+        yield Variant(
+            component, target, recipe_for(component, target, None if is_extra else asked), target == base
+        )
 
 
 def _components(asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -167,8 +245,8 @@ def _contexts(
     return tuple(sorted(set(asked)))
 
 
-def _kv_dtype(asked: str, components: tuple[str, ...], recipe: Recipe) -> str:
-    if DECODER not in components:
+def _kv_dtype(asked: str, recipe: Recipe | None) -> str:
+    if recipe is None:
         if asked:
             raise UsageError(
                 "a type of the KV cache is given, but the decoder is not converted", "Leave --kv out."
@@ -179,10 +257,11 @@ def _kv_dtype(asked: str, components: tuple[str, ...], recipe: Recipe) -> str:
     return asked or recipe.kv_dtype
 
 
-def _embedding(asked: str, config: HyperVLConfig, recipe: Recipe) -> str:
+def _embedding(asked: str, config: HyperVLConfig, recipe: Recipe | None) -> str:
     if asked != "auto":
         return asked
-    return HEAD if config.decoder.tie_word_embeddings and recipe.head_dtype else "int8"
+    in_head = recipe is not None and config.decoder.tie_word_embeddings and recipe.head_dtype
+    return HEAD if in_head else "int8"
 
 
 def _prefill(asked: tuple[int, ...] | None, context: int) -> tuple[int, ...]:

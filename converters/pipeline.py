@@ -1,12 +1,14 @@
 """The stages of a convert: which there are, what each depends on, and what runs in their processes.
 
-Per component `export` (float32), `quantize`, `check` (parity); then the token table and the text files.
+Per variant of a component `export` (float32), `quantize`, `check` (parity), and for a delegate `sample`; then
+the token table and the text files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.options import HEAD, Plan
 from converters.stages import Stage
+from delegates.targets import CPU
 from rpi_runtime.errors import UsageError
 from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE
 
@@ -64,33 +67,51 @@ def stages_of(plan: Plan, checkpoint: Path, known: dict[str, Any]) -> list[Stage
     """
     source = {"checkpoint": known["fingerprint"], "tools": tool_versions(), "code": _code_digest()}
     where = {"checkpoint": str(checkpoint)}
-    stages = []
-    for component in plan.components:
+    stages: list[Stage] = []
+    exports: dict[str, Stage] = {}  # by what they depend on: variants share them
+    for variant in plan.variants:
+        component, graph = variant.component, f"bundle/{variant.name}.tflite"
         shapes = shapes_for(component, plan)
-        float_graph, graph = f"work/{component}.fp32.tflite", f"bundle/{component}.tflite"
         about = {"component": component, "shapes": shapes}
-        recipe = {"recipe": asdict(plan.recipes[component])}
-        before = {
-            "block_offsets": plan.recipes[component].block_offsets,
-            "smoothed": plan.recipes[component].smoothed,
+        recipe = {"recipe": asdict(variant.recipe)}
+        exported = {
+            **source,
+            **about,
+            "block_offsets": variant.recipe.block_offsets,
+            "smoothed": variant.recipe.smoothed,
+            "writing": variant.writing,
         }
-        exported = {**source, **about, **before}
-        export_stage = Stage(
-            f"export {component}", f"{__name__}:export", exported, where, {"graph": float_graph}
+        export_stage = exports.setdefault(
+            json.dumps(exported, sort_keys=True),
+            Stage(
+                f"export {variant.name}",
+                f"{__name__}:export",
+                exported,
+                where,
+                {"graph": f"work/{variant.name}.fp32.tflite"},
+            ),
         )
         quantize_stage = Stage(
-            f"quantize {component}",
+            f"quantize {variant.name}",
             f"{__name__}:quantize",
             {**about, **recipe},
-            {**where, "float_graph": float_graph},
+            {**where, "float_graph": export_stage.outputs["graph"]},
             {"graph": graph},
             (export_stage,),
         )
-        stages += [
-            export_stage,
-            quantize_stage,
-            check_stage(component, shapes, recipe, where, graph, quantize_stage),
-        ]
+        if export_stage not in stages:
+            stages.append(export_stage)
+        stages += [quantize_stage, check_stage(variant.name, shapes, recipe, where, graph, quantize_stage)]
+        if variant.target != CPU:
+            stages.append(
+                Stage(
+                    f"sample {variant.name}",
+                    f"{__name__}:sample",
+                    {**source, **about},
+                    where,
+                    {"sample": f"bundle/{variant.name}.sample.npz"},
+                )
+            )
     if DECODER in plan.components:
         quantize_decoder = next(stage for stage in stages if stage.name == f"quantize {DECODER}")
         stages.append(_embedding_stage(plan, source, where, quantize_decoder))
@@ -118,18 +139,18 @@ def _embedding_stage(plan: Plan, source: dict[str, Any], where: dict[str, str], 
 
 
 def check_stage(
-    component: str,
+    name: str,
     shapes: dict[str, Any],
     recipe: dict[str, Any],
     where: dict[str, str],
     graph: str,
     *after: Stage,
 ) -> Stage:
-    """Compares the graph at `graph` with PyTorch."""
+    """Compares the graph at `graph` of the variant `name` with PyTorch."""
     return Stage(
-        f"check {component}",
+        f"check {name}",
         f"{__name__}:check",
-        {"component": component, "shapes": shapes, **recipe},
+        {"component": name.partition(".")[0], "shapes": shapes, **recipe},
         {**where, "graph": graph},
         after=after,
     )
@@ -214,6 +235,12 @@ def check(options: dict[str, Any], inputs: Places, outputs: Places) -> list[dict
     return [asdict(parity) for parity in found]
 
 
+def sample(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[str, Any]:
+    from converters.stored_sample import write_sample
+
+    return write_sample(options["component"], _open(inputs), _export_options(options), outputs["sample"])
+
+
 def embedding(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[str, Any]:
     from converters.embedding import find_table, write_table
 
@@ -249,6 +276,7 @@ def _export_options(options: dict[str, Any]) -> ExportOptions:
         shapes["kv_dtype"],
         options.get("block_offsets", ""),
         options.get("smoothed", False),
+        options.get("writing", ""),
     )
 
 

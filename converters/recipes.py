@@ -126,7 +126,13 @@ def parse_recipes(text: str) -> dict[str, Recipe]:
     `vision` stands for both branches, and a later entry wins. Components not named get `DEFAULT`. Raises
     `UsageError` for an unknown component or recipe, naming the nearest right one.
     """
-    chosen = dict.fromkeys(COMPONENTS, DEFAULT)
+    defaults = {component: RECIPES[component][DEFAULT] for component in COMPONENTS}
+    return defaults | named_recipes(text)
+
+
+def named_recipes(text: str) -> dict[str, Recipe]:
+    """Those of `parse_recipes` that `text` names."""
+    chosen: dict[str, str] = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         name, given, recipe = (part.strip() for part in entry.rpartition("="))
         for component in _meant(name) if given else COMPONENTS:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from converters import estimate, host
 from converters.bundle_writer import misses, parities
-from converters.options import HEAD, Plan
+from converters.options import HEAD, Plan, Variant
 from converters.pipeline import check_stage, need_convert_extra, read_stage, shapes_for
 from converters.recipes import parse_recipes
 from converters.stages import StageEvent, StageFailed, run_stages
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import CheckpointError
 from rpi_runtime.manifest import MANIFEST_FILE, Component, Manifest, Parity
+from rpi_runtime.manifest import Variant as ManifestVariant
+from rpi_runtime.targets import parse_target
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class ParityRow:
     """One signature: what the manifest recorded, and what was found now, if it was repeated."""
 
     component: str
+    delegate: str
     recipe: str
     recorded: Parity
     repeated: Parity | None
@@ -59,7 +62,7 @@ def verify(
     if checkpoint is not None and not problems:  # a damaged graph is not handed to native code
         repeated = _repeat(bundle, checkpoint.resolve(), on_event)
     problems += misses(manifest.components)
-    now = [replace(c, parity=repeated[c.name]) for c in manifest.components if c.name in repeated]
+    now = [_with(c, repeated) for c in manifest.components if repeated]
     problems += [f"{line} (repeated)" for line in misses(now)]
     files = (*(f.path for f in manifest.files()), MANIFEST_FILE)
     return VerifyReport(
@@ -68,7 +71,7 @@ def verify(
         files=len(files),
         bytes=sum(f.bytes for f in manifest.files()) + (path / MANIFEST_FILE).stat().st_size,
         against=checkpoint,
-        parity=tuple(row for c in manifest.components for row in _rows(c, repeated.get(c.name, ()))),
+        parity=tuple(row for c in manifest.components for row in _rows(c, repeated)),
         problems=tuple(problems),
     )
 
@@ -76,7 +79,7 @@ def verify(
 def _repeat(
     bundle: Bundle, checkpoint: Path, on_event: Callable[[StageEvent], None]
 ) -> dict[str, tuple[Parity, ...]]:
-    """Parity of every component, each in a process of its own."""
+    """Parity of every graph by the name of its variant, each in a process of its own."""
     need_convert_extra()
     manifest, where = bundle.manifest, {"checkpoint": str(checkpoint)}
     work = Path(tempfile.mkdtemp(prefix="hypervl-verify-"))
@@ -87,14 +90,14 @@ def _repeat(
         _need_source(manifest, known["fingerprint"], checkpoint)
         plan = _plan(manifest)
         stages = {
-            c.name: check_stage(
-                c.name,
-                shapes_for(c.name, plan),
-                {"recipe": asdict(plan.recipes[c.name])},
+            variant.name: check_stage(
+                variant.name,
+                shapes_for(variant.component, plan),
+                {"recipe": asdict(variant.recipe)},
                 where,
-                str(bundle.path(c.name).resolve()),
+                str(bundle.path(variant.component, str(variant.target)).resolve()),
             )
-            for c in manifest.components
+            for variant in plan.variants
         }
         needed = estimate.needs(list(stages.values()), plan, known["parameters"], host.resources(work))
         estimate.require(needed)
@@ -120,16 +123,23 @@ def _need_source(manifest: Manifest, fingerprint: str, checkpoint: Path) -> None
 def _plan(manifest: Manifest) -> Plan:
     """The plan that the bundle was made by; `UsageError` for a recipe that this version does not know."""
     decoder, vision = manifest.decoder, manifest.vision
-    recipes = {c.name: parse_recipes(f"{c.name}={c.recipe}")[c.name] for c in manifest.components}
+    variants = tuple(
+        Variant(
+            c.name,
+            parse_target(graph.delegate),
+            parse_recipes(f"{c.name}={graph.recipe}")[c.name],
+            graph is c,
+        )
+        for c in manifest.components
+        for graph in c.graphs
+    )
     return Plan(
-        components=tuple(recipes),
-        recipes=recipes,
+        variants=variants,
         tile_sides=vision.tile_sides if vision else (),
         prefill_tokens=decoder.prefill_tokens if decoder else (),
         contexts=decoder.contexts if decoder else (),
         kv_dtype=decoder.kv_dtype if decoder else "",
         embedding=_embedding(manifest),
-        delegate=manifest.components[0].delegate if manifest.components else "cpu",
     )
 
 
@@ -140,6 +150,26 @@ def _embedding(manifest: Manifest) -> str:
     return "fp16" if table and table.dtype == "float16" else "int8"
 
 
-def _rows(component: Component, repeated: tuple[Parity, ...]) -> list[ParityRow]:
-    now = {p.signature: p for p in repeated}
-    return [ParityRow(component.name, component.recipe, p, now.get(p.signature)) for p in component.parity]
+def _named(component: Component) -> Iterator[tuple[str, Component | ManifestVariant]]:
+    """Its graphs by the names of their variants."""
+    yield component.name, component
+    for variant in component.variants:
+        yield f"{component.name}.{parse_target(variant.delegate).slug}", variant
+
+
+def _with(component: Component, repeated: Mapping[str, tuple[Parity, ...]]) -> Component:
+    """`component` with what was found now."""
+    found = {name: repeated[name] for name, _ in _named(component)}
+    variants = (
+        replace(v, parity=found.pop(name))
+        for v, name in zip(component.variants, list(found)[1:], strict=True)
+    )
+    return replace(component, variants=tuple(variants), parity=found[component.name])
+
+
+def _rows(component: Component, repeated: Mapping[str, tuple[Parity, ...]]) -> Iterator[ParityRow]:
+    for name, graph in _named(component):
+        now = {p.signature: p for p in repeated.get(name, ())}
+        for parity in graph.parity:
+            found = now.get(parity.signature)
+            yield ParityRow(component.name, graph.delegate, graph.recipe, parity, found)

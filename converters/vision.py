@@ -12,14 +12,16 @@ from converters.lowering import Component, Traced
 from hypervl.vision import TileConstants, VisionBranch
 
 
-def signatures(branch: VisionBranch, tile_sides: tuple[int, ...]) -> list[Traced]:
-    """One per tile side (px), all on one copy of the weights."""
+def signatures(
+    branch: VisionBranch, tile_sides: tuple[int, ...], tile: type[Tile] | None = None
+) -> list[Traced]:
+    """One per tile side (px), all on one copy of the weights; `tile` is how a delegate wants it computed."""
     weight, bias = (part.contiguous() for part in branch.folded_patch_embedding())  # one copy for all
     branch = _without_norms_in_stem(branch)
     return [
         Traced(
             f"tile_{side}",
-            Tile(branch, branch.constants(side, (weight, bias))),
+            (tile or Tile)(branch, branch.constants(side, (weight, bias))),
             {"images": torch.zeros(1, side, side, 3)},
         )
         for side in tile_sides

@@ -43,6 +43,8 @@ LEVELS = {
 ANDROID_LEVELS = tuple(level for level in LEVELS if level <= 31)
 LEVEL_6, LEVEL_7 = 1_000_006, 1_000_007
 SOURCE = "tensorflow/lite/delegates/nnapi/nnapi_delegate.cc, 2.14.1"
+# StatefulNnApiDelegate::Options::max_number_delegated_partitions, unless an application sets another.
+MOST_PARTITIONS = 3
 
 _QUANT8 = ("uint8", "int8")
 _FLOAT_OR_QUANT8 = ("float32", *_QUANT8)

@@ -70,8 +70,9 @@ class Bundle:
                 verified.remember(folder, mark)
         return bundle
 
-    def path(self, component: str) -> Path:
-        """The graph of `component`; `BundleError` when the bundle was made without it."""
+    def path(self, component: str, delegate: str = "") -> Path:
+        """The graph of `component`, with `delegate` the one for that; `BundleError` when the bundle was made
+        without it."""
         found = self.manifest.component(component)
         if found is None:
             held = ", ".join(c.name for c in self.manifest.components) or "none"
@@ -79,7 +80,16 @@ class Bundle:
                 f"{self.folder}: has no {component} (it holds: {held})",
                 f"Convert again with `--components` that include {component}.",
             )
-        return self.file(found.file)
+        if delegate in ("", found.delegate):
+            return self.file(found.file)
+        variant = next((v for v in found.variants if v.delegate == delegate), None)
+        if variant is None:
+            held = ", ".join(graph.delegate for graph in found.graphs)
+            raise BundleError(
+                f"{self.folder}: has no {component} for {delegate} (it holds: {held})",
+                f"Convert again with `--delegate` that includes {component}={delegate}.",
+            )
+        return self.file(variant.file)
 
     def file(self, entry: File) -> Path:
         """Where `entry` lies; `BundleError` when its path leaves the folder or no plain file is there."""
@@ -87,7 +97,7 @@ class Bundle:
 
     def problems(self) -> Iterator[BundleError]:
         """Reads every file again and yields what is wrong with each: size, bytes, structure."""
-        graphs = {c.file.path: c for c in self.manifest.components}
+        graphs = {g.file.path: c for c in self.manifest.components for g in c.graphs}
         for entry in self.manifest.files():
             try:
                 path = self.file(entry)
@@ -192,6 +202,10 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             yield f"component {name!r} is unknown"
     if len(set(names)) != len(names):
         yield f"components repeat: {', '.join(names)}"
+    for component in manifest.components:
+        delegates = [graph.delegate for graph in component.graphs]
+        if len(set(delegates)) != len(delegates):
+            yield f"{component.name} has two graphs for one delegate: {', '.join(delegates)}"
     paths = [f.path for f in manifest.files()]
     if len(set(paths)) != len(paths):
         yield f"two entries share one file: {', '.join(sorted(p for p in paths if paths.count(p) > 1))}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from rpi_runtime.errors import BundleError
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_FILE = "manifest.json"
 # What the graphs took in memory where the bundle was made (`rpi_runtime.footprint`). Each machine has figures
 # of its own, so the manifest leaves it out.
@@ -68,14 +68,41 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Inputs and what PyTorch made of them, for a device to see whether its delegate computes the same."""
+
+    file: File  # see `rpi_runtime.samples`
+    cosine: float  # between what is computed and what is expected, at least
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Another graph of a component, for a delegate, with the same signatures."""
+
+    file: File
+    recipe: str
+    bits_per_weight: float
+    delegate: str  # as `Component.delegate`
+    parity: tuple[Parity, ...]  # on the CPU where it was made
+    sample: Sample | None
+
+
+@dataclass(frozen=True)
 class Component:
     name: str  # one of COMPONENTS
     file: File
     recipe: str
     bits_per_weight: float
-    delegate: str  # what it was lowered for: "cpu", "gpu", "nnapi", "npu"
+    delegate: str  # what it was lowered for: "cpu", "gpu", "nnapi:30"; the CPU runs it as well
     signatures: tuple[Signature, ...]
     parity: tuple[Parity, ...]
+    sample: Sample | None = None  # None for the CPU
+    variants: tuple[Variant, ...] = ()  # in the order in which a device tries them
+
+    @property
+    def graphs(self) -> tuple[Component | Variant, ...]:
+        """Its own, and those for delegates."""
+        return (self, *self.variants)
 
 
 @dataclass(frozen=True)
@@ -219,7 +246,9 @@ class Manifest:
 
     def files(self) -> tuple[File, ...]:
         """Every file the bundle lists, without the manifest itself."""
-        found = [c.file for c in self.components] + [self.text.tokenizer]
+        found = [self.text.tokenizer]
+        for one in (graph for c in self.components for graph in c.graphs):
+            found += [one.file, *([one.sample.file] if one.sample else [])]
         found += [self.text.chat_template] if self.text.chat_template else []
         if self.embedding:
             # The graph of a decoder is there already.

@@ -21,6 +21,7 @@ from toolkit.commands.cache import cache
 from toolkit.commands.chat import chat
 from toolkit.commands.convert import convert
 from toolkit.commands.data import data
+from toolkit.commands.delegates import delegates
 from toolkit.commands.eval import evaluate
 from toolkit.commands.inspect import inspect
 from toolkit.commands.plan import plan
@@ -56,7 +57,7 @@ def _before_any_command(
     pass
 
 
-for command in (assemble, convert, verify, inspect, plan, run, chat, cache):
+for command in (assemble, convert, verify, inspect, delegates, plan, run, chat, cache):
     app.command()(command)
 app.add_typer(train, name="train")
 app.add_typer(data, name="data")

@@ -66,8 +66,15 @@ def convert(
         ),
     ] = "auto",
     delegate: Annotated[
-        str, typer.Option(help="What the graphs are meant for: cpu, gpu, nnapi, npu or external.")
+        str,
+        typer.Option(
+            help="What the graphs are made for: cpu, gpu, nnapi or npu:<vendor>; cpu+gpu for a graph each; "
+            "or per component: vision=cpu+gpu,decoder=cpu."
+        ),
     ] = "cpu",
+    nnapi_level: Annotated[
+        int | None, typer.Option(help="Feature level of NNAPI: 30 is Android 11.", show_default="30")
+    ] = None,
     verbose: opt.Verbose = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -91,6 +98,7 @@ def convert(
         kv=kv or "",
         embedding=embedding,
         delegate=delegate,
+        nnapi_level=nnapi_level,
     )
 
     def show(event: Event) -> None:
@@ -138,6 +146,7 @@ def _print(result: ConvertReport) -> None:
     rows = [
         (
             c.component,
+            c.delegate,
             c.recipe,
             f"{c.bytes / 1e6:.2f}",
             f"{c.bits_per_weight:.2f}",
@@ -153,6 +162,7 @@ def _print(result: ConvertReport) -> None:
         rows.append(
             (
                 "embedding",
+                "",
                 table.dtype,
                 size,
                 bits,
@@ -162,10 +172,10 @@ def _print(result: ConvertReport) -> None:
             )
         )
     report.table(
-        f"{result.bundle}: {result.model} for {result.delegate}, {report.megabytes(result.bundle_bytes)}",
-        ("component", "recipe", "MB", "bits", "worst cosine", "seconds", "peak MB"),
+        f"{result.bundle}: {result.model}, {report.megabytes(result.bundle_bytes)}",
+        ("component", "delegate", "recipe", "MB", "bits", "cosine", "seconds", "peak MB"),
         rows,
-        right=("MB", "bits", "worst cosine", "seconds", "peak MB"),
+        right=("MB", "bits", "cosine", "seconds", "peak MB"),
     )
 
 

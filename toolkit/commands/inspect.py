@@ -49,7 +49,7 @@ def inspect(
 
 def _print_bundle(bundle: BundleInspection) -> None:
     manifest = bundle.manifest
-    rows = [_component_row(component) for component in manifest.components]
+    rows = [row for component in manifest.components for row in _component_rows(component)]
     if manifest.embedding:
         table = manifest.embedding
         bits = 8 * table.stored_bytes / (table.rows * table.columns)
@@ -62,20 +62,17 @@ def _print_bundle(bundle: BundleInspection) -> None:
     report.pairs("", _bundle_pairs(bundle))
 
 
-def _component_row(component: Component) -> tuple[str, ...]:
+def _component_rows(component: Component) -> Iterator[tuple[str, ...]]:
+    """One for each of its graphs."""
     from toolkit.inspection import worst
 
-    furthest = worst(component.parity)
-    cosine = "" if furthest is None else f"{furthest.cosine:.5f}" + ("" if furthest.passed else " !")
-    return (
-        component.name,
-        _mb(component.file.bytes),
-        component.recipe,
-        f"{component.bits_per_weight:.1f}",
-        component.delegate,
-        _compact([signature.name for signature in component.signatures]),
-        cosine,
-    )
+    name, signatures = component.name, _compact([signature.name for signature in component.signatures])
+    for graph in component.graphs:
+        furthest = worst(graph.parity)
+        cosine = "" if furthest is None else f"{furthest.cosine:.5f}" + ("" if furthest.passed else " !")
+        bits = f"{graph.bits_per_weight:.1f}"
+        yield name, _mb(graph.file.bytes), graph.recipe, bits, graph.delegate, signatures, cosine
+        name = signatures = ""
 
 
 def _compact(names: list[str]) -> str:

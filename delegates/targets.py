@@ -1,0 +1,107 @@
+"""What a graph can be placed on: one description per delegate, and the rules that judge operators for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from delegates import nnapi
+from delegates.graph import Subgraph
+from delegates.rules import Refusal
+
+DEFAULT_NNAPI_LEVEL = 30  # the first with int8 as TFLite has it
+
+
+@dataclass(frozen=True)
+class Delegate:
+    """What is known of a delegate, whatever graph it gets."""
+
+    name: str
+    title: str
+    loaded: str  # how
+    precision: str  # what it computes in
+    lowering: str  # what graphs suit it
+    cosine: float  # to PyTorch, that this precision and rounding leave at least
+    source: str  # of the rules
+    warning: str = ""  # for every report
+    most_partitions: int | None = None  # that it keeps, the largest; None: all
+
+
+@dataclass(frozen=True)
+class Target:
+    """A delegate with what decides about operators."""
+
+    delegate: str  # a name of `DELEGATES`
+    nnapi_level: int = DEFAULT_NNAPI_LEVEL
+    vendor: str = ""  # of an NPU
+    soc: str = ""  # likewise; "" for any of the vendor
+
+    @property
+    def description(self) -> Delegate:
+        return DELEGATES[self.delegate]
+
+    @property
+    def runs_on_cpu(self) -> bool:
+        """Whether the graphs for it are graphs for the CPU, too: compiled ones are not."""
+        return self.delegate != "npu"
+
+    @property
+    def slug(self) -> str:
+        """For names of files."""
+        return str(self).replace(":", "-").lower()
+
+    def __str__(self) -> str:
+        if self.delegate == "nnapi":
+            return f"nnapi:{self.nnapi_level}"
+        return ":".join(filter(None, (self.delegate, self.vendor, self.soc)))
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        if self.delegate == "nnapi":
+            return f"NNAPI, feature level {self.nnapi_level} ({nnapi.LEVELS[self.nnapi_level]})"
+        return " ".join(filter(None, (self.description.title, self.vendor, self.soc)))
+
+
+CPU = Target("cpu")
+
+DELEGATES = {
+    d.name: d
+    for d in (
+        Delegate(
+            "cpu",
+            "the CPU",
+            loaded="XNNPACK, which LiteRT brings; TFLite's own kernels run what XNNPACK does not take",
+            precision="that of the graph",
+            cosine=1.0,
+            lowering="int8 or int4 weights, whose activations are quantised on the fly",
+            source="every operator of TFLite runs",
+        ),
+        Delegate(
+            "gpu",
+            "the GPU",
+            loaded="LiteRT's GPU accelerator: WebGPU on Linux; OpenCL, OpenGL or Vulkan on Android",
+            precision="float16 unless float32 is forced",
+            cosine=0.998,
+            lowering="float16 weights, at most 4 dimensions",
+            source="",
+        ),
+        Delegate(
+            "nnapi",
+            "NNAPI",
+            loaded="TFLite's NNAPI delegate, with libneuralnetworks.so of the phone",
+            precision="that of the graph; float32 may be computed in float16 by drivers",
+            cosine=0.98,
+            lowering="full integer: weights and activations of 8 bits, static shapes, at most 4 dimensions",
+            source=nnapi.SOURCE,
+            warning="NNAPI is the legacy path: Android 15 deprecates it. Prefer gpu or npu where they are.",
+            most_partitions=nnapi.MOST_PARTITIONS,
+        ),
+    )
+}
+
+
+def verdicts(subgraph: Subgraph, target: Target) -> dict[int, tuple[Refusal, ...]]:
+    """Number of each operator -> why the delegate leaves it to the CPU, empty where it takes it."""
+    if target.delegate != "nnapi":
+        return dict.fromkeys(range(len(subgraph.operators)), ())
+    return nnapi.verdicts(subgraph, target.nnapi_level)

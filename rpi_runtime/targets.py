@@ -1,0 +1,37 @@
+"""How users name what a graph is to run on."""
+
+from __future__ import annotations
+
+from delegates.nnapi import LEVELS
+from delegates.targets import DEFAULT_NNAPI_LEVEL, DELEGATES, Target
+from rpi_runtime.errors import UsageError, nearest
+
+
+def parse_target(text: str, nnapi_level: int | None = None) -> Target:
+    """Reads `cpu`, `gpu`, `nnapi`, `nnapi:<feature level>`, `npu:<vendor>` and `npu:<vendor>:<SoC>`.
+    `nnapi_level` is that of `nnapi` alone. Raises `UsageError`, with the nearest right name."""
+    name, *values = text.strip().split(":")
+    if name not in DELEGATES:
+        raise nearest(name, DELEGATES, "delegate")
+    if name == "nnapi":
+        return Target(name, nnapi_level=_level(text, values, nnapi_level))
+    if nnapi_level is not None:
+        raise UsageError(f"a feature level of NNAPI is given, and the delegate is {name}", "Leave one out.")
+    if values:
+        raise UsageError(f"delegate {text!r}: {name} takes no value", f"Use {name}.")
+    return Target(name)
+
+
+def _level(text: str, values: list[str], asked: int | None) -> int:
+    if len(values) > 1 or (values and asked is not None):
+        raise UsageError(f"delegate {text!r} names more than one feature level", "Give one, as in nnapi:29.")
+    known = ", ".join(f"{level} ({title})" for level, title in LEVELS.items())
+    if not values:
+        level = DEFAULT_NNAPI_LEVEL if asked is None else asked
+    elif values[0].isdecimal():
+        level = int(values[0])
+    else:
+        raise UsageError(f"delegate {text!r}: {values[0]!r} is not a feature level", f"Known: {known}.")
+    if level not in LEVELS:
+        raise UsageError(f"NNAPI has no feature level {level}", f"Known: {known}.")
+    return level

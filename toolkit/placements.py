@@ -1,0 +1,172 @@
+"""Where the operators of a bundle or a .tflite file run on a target, and whether that is good enough."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from delegates.placement import PlacedOperator, Placement, place
+from delegates.targets import Target, verdicts
+from rpi_runtime.errors import UsageError, nearest
+from rpi_runtime.manifest import MANIFEST_FILE
+from rpi_runtime.tflite_file import read
+
+
+@dataclass(frozen=True)
+class Placements:
+    path: str
+    target: str  # as it is asked for
+    title: str  # the same in words
+    warning: str  # what every user of the target should know
+    rules: str  # where they come from
+    placements: tuple[Placement, ...]
+
+    def graphs(self) -> dict[str, list[Placement]]:
+        """By component or file."""
+        found: dict[str, list[Placement]] = {}
+        for placement in self.placements:
+            found.setdefault(placement.graph, []).append(placement)
+        return found
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Fallbacks for the same kind of reason."""
+
+    name: str  # of the operator; of several: "MUL 69, ADD 33"
+    count: int
+    multiply_adds: int
+    operators: dict[str, tuple[int, ...]]  # subgraph -> their numbers
+    reasons: tuple[str, ...]  # of the first of them; those of others differ in their values
+    fixes: tuple[str, ...]
+
+    @property
+    def is_left_over(self) -> bool:
+        """The delegate takes them, but not their partitions, which are too many."""
+        return not self.reasons
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What a placement must be like; None: not asked."""
+
+    fallbacks: int | None = None  # operators on the CPU, at most
+    partitions: int | None = None  # of the delegate, at most, in each subgraph
+    fallback_share: float | None = None  # of the multiply-adds of each subgraph, at most
+
+
+def placements_of(
+    path: Path, target: Target, only: str = "", most_partitions: int | None = None
+) -> Placements:
+    """Of all graphs of the bundle or the file at `path`; `only` names one component of a bundle, and
+    `most_partitions` is what the delegate keeps, if not its own number. Raises `UsageError` where there is
+    neither, and `BundleError`."""
+    most = target.description.most_partitions if most_partitions is None else most_partitions
+    found = [placed for name, file in _graphs(path, only) for placed in _placed(name, file, target, most)]
+    description = target.description
+    return Placements(
+        str(path), str(target), target.title, description.warning, description.source, tuple(found)
+    )
+
+
+def alike(placements: Sequence[Placement]) -> list[Alike]:
+    """Fallbacks of all `placements`, those of the same operator with the same remedies together, and all that
+    the delegate takes but for their partitions; the ones that compute most come first."""
+    groups: dict[tuple[str, tuple[str, ...]], list[tuple[str, PlacedOperator]]] = {}
+    for placement in placements:
+        for fallback in placement.fallbacks:
+            key = fallback.name if fallback.refusals else "", tuple(r.fix for r in fallback.refusals)
+            groups.setdefault(key, []).append((placement.subgraph, fallback))
+    found = []
+    for (name, fixes), members in groups.items():
+        numbers: dict[str, list[int]] = {}
+        for subgraph, fallback in members:
+            numbers.setdefault(subgraph, []).append(fallback.number)
+        counts = Counter(fallback.name for _, fallback in members).most_common()
+        found.append(
+            Alike(
+                name=name or ", ".join(f"{of} {count}" for of, count in counts),
+                count=len(members),
+                multiply_adds=sum(fallback.multiply_adds for _, fallback in members),
+                operators={subgraph: tuple(of) for subgraph, of in numbers.items()},
+                reasons=tuple(refusal.reason for refusal in members[0][1].refusals),
+                fixes=tuple(dict.fromkeys(fixes)),
+            )
+        )
+    return sorted(found, key=lambda group: (-group.multiply_adds, -group.count, group.name))
+
+
+def parse_demands(fail_on: Sequence[str], max_fallback_macs: str) -> Demands:
+    """Reads `fallback`, `partitions:N`, and a share such as `5%` or `0.05`. Raises `UsageError`."""
+    fallbacks = partitions = None
+    for text in fail_on:
+        name, mark, value = text.partition(":")
+        if name not in ("fallback", "partitions"):
+            raise nearest(name, ("fallback", "partitions:N"), "--fail-on")
+        if name == "fallback":
+            if mark:
+                raise UsageError(f"--fail-on {text}: fallback takes no number", "Use --max-fallback-macs.")
+            fallbacks = 0
+        elif not value.isdecimal():
+            raise UsageError(
+                f"--fail-on {text}: {value!r} is not a number of partitions", "Use for instance partitions:1."
+            )
+        else:
+            partitions = int(value)
+    return Demands(fallbacks, partitions, _share(max_fallback_macs) if max_fallback_macs else None)
+
+
+def misses(found: Placements, demands: Demands) -> Iterator[str]:
+    """What of `demands` does not hold, a line each."""
+    for placement in found.placements:
+        where = f"{placement.graph} {placement.subgraph}".strip()
+        on_cpu = len(placement.fallbacks)
+        if demands.fallbacks is not None and on_cpu > demands.fallbacks:
+            yield f"{where}: {on_cpu} of {len(placement.operators)} operators fall back"
+        if demands.partitions is not None and placement.delegated_partitions > demands.partitions:
+            yield f"{where}: {placement.delegated_partitions} partitions, allowed are {demands.partitions}"
+        if demands.fallback_share is not None and placement.fallback_share > demands.fallback_share:
+            share, allowed = 100 * placement.fallback_share, 100 * demands.fallback_share
+            yield f"{where}: {share:.3g} % of the multiply-adds fall back, allowed are {allowed:g} %"
+
+
+def _share(text: str) -> float:
+    number, percent = text.strip(), text.strip().endswith("%")
+    try:
+        share = float(number.rstrip("% ")) / (100 if percent else 1)
+    except ValueError:
+        share = -1
+    if not 0 <= share <= 1:
+        raise UsageError(f"--max-fallback-macs {text!r} is not a share from 0 to 1", "Use 5% or 0.05.")
+    return share
+
+
+def _graphs(path: Path, only: str) -> Iterator[tuple[str, Path]]:
+    if path.is_dir():
+        if not (path / MANIFEST_FILE).exists():
+            raise UsageError(
+                f"{path} is no bundle: it has no {MANIFEST_FILE}", "Name a bundle folder or a .tflite file."
+            )
+        from rpi_runtime.bundle import Bundle
+
+        bundle = Bundle.open(path)
+        names = [component.name for component in bundle.manifest.components]
+        if only and only not in names:
+            raise nearest(only, names, "component of this bundle")
+        yield from ((name, bundle.path(name)) for name in names if only in ("", name))
+        return
+    if not path.exists():
+        raise UsageError(f"{path} does not exist", "Name a bundle folder or a .tflite file.")
+    if only:
+        raise UsageError(f"{path} is one graph, not a bundle", "Leave --component out.")
+    yield path.name, path
+
+
+def _placed(name: str, file: Path, target: Target, most: int | None) -> Iterator[Placement]:
+    graph = read(file, details=True)
+    names = {number: s.name for number, s in zip(graph.signature_subgraphs, graph.signatures, strict=True)}
+    for number, subgraph in enumerate(graph.subgraphs):
+        title = names.get(number) or (f"subgraph {number}" if len(graph.subgraphs) > 1 else "")
+        yield place(name, title, subgraph, verdicts(subgraph, target), most)
