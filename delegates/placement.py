@@ -57,8 +57,8 @@ class Placement:
     def fallback_share(self) -> float:
         """Of the multiply-adds, those of the CPU; of the operators where the graph multiplies nothing."""
         if self.multiply_adds:
-            return 1 - self.delegated_multiply_adds / self.multiply_adds
-        return 1 - self.delegated_operators / len(self.operators) if self.operators else 0.0
+            return (self.multiply_adds - self.delegated_multiply_adds) / self.multiply_adds
+        return len(self.fallbacks) / len(self.operators) if self.operators else 0.0
 
 
 def place(

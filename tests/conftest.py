@@ -31,6 +31,7 @@ from rpi_runtime.errors import ResourceError
 from rpi_runtime.images import open_image
 from rpi_runtime.session import Session
 from rpi_runtime.tiling import cut, tile_picture
+from tests.converters import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 TILE_SIDES = (192, 64)  # px, of `nano_bundle`
@@ -180,6 +181,28 @@ def routing_checkpoint(nano_checkpoint: Path, photo: Path, make_once: MakeOnce) 
 @pytest.fixture(scope="session")
 def routing_model(routing_checkpoint: Path) -> HyperVL:
     return Checkpoint.open(routing_checkpoint).load_model()
+
+
+@pytest.fixture(scope="session")
+def variants_bundle(make_once: MakeOnce) -> Path:
+    """A tiny model's bundle with graphs for several delegates: the VRC for NNAPI, a branch for CPU, GPU and
+    NNAPI, the decoder for CPU and GPU."""
+
+    def make(folder: Path) -> None:
+        tiny.write_checkpoint(folder / "checkpoint")
+        convert(
+            ConvertOptions(
+                folder / "checkpoint",
+                folder / "bundle",
+                components=("vrc", "vision_base", "decoder"),
+                tile_sides=(96, 64),
+                prefill_tokens=(8,),
+                contexts=(96,),
+                delegate="vrc=nnapi,vision=cpu+gpu+nnapi,decoder=cpu+gpu",
+            )
+        )
+
+    return make_once("variants", make) / "bundle"
 
 
 @pytest.fixture(scope="session")

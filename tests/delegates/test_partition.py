@@ -1,0 +1,98 @@
+"""How TFLite cuts a graph between a delegate and the CPU."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from delegates.graph import GraphTensor, Operator, Subgraph
+from delegates.partition import largest, partitions
+from delegates.placement import place
+from delegates.rules import Refusal
+
+NO = (Refusal("no", "none"),)
+
+
+def chain(*reads: tuple[int, ...]) -> Subgraph:
+    """A subgraph whose operator i makes tensor i + 1 from the tensors `reads[i]`; tensor 0 is its input, and
+    the last its output."""
+    count = len(reads)
+    tensors = tuple(GraphTensor(f"t{i}", (4,), "float32", 0) for i in range(count + 1))
+    operators = tuple(Operator("ADD", of, (i + 1,)) for i, of in enumerate(reads))
+    return Subgraph("", tensors, (0,), (count,), operators)
+
+
+def cut(subgraph: Subgraph, *taken: int) -> list[tuple[str, tuple[int, ...]]]:
+    return [("taken" if p.is_delegated else "left", p.operators) for p in partitions(subgraph, taken)]
+
+
+def test_all_that_is_taken_is_one_partition() -> None:
+    assert cut(chain((0,), (1,), (2,)), 0, 1, 2) == [("taken", (0, 1, 2))]
+
+
+def test_one_that_is_left_in_the_middle_makes_two_of_the_rest() -> None:
+    assert cut(chain((0,), (1,), (2,)), 0, 2) == [("taken", (0,)), ("left", (1,)), ("taken", (2,))]
+
+
+def test_what_is_left_beside_the_others_does_not_part_them() -> None:
+    """Operator 1 reads the input, so it can run before or behind the others."""
+    beside = chain((0,), (0,), (1,), (3,), (2, 4))
+    assert cut(beside, 0, 2, 3) == [("taken", (0, 2, 3)), ("left", (1, 4))]
+
+
+def test_inputs_and_outputs_are_what_crosses_the_boundary() -> None:
+    first, second, third = partitions(chain((0,), (1,), (0, 2)), {1})
+    assert (first.inputs, first.outputs) == ((0,), (1,))
+    assert (second.inputs, second.outputs) == ((1,), (2,))
+    assert (third.inputs, third.outputs) == ((0, 2), (3,))
+
+
+def test_a_delegate_may_keep_only_the_largest() -> None:
+    parts = partitions(chain(*((i,) for i in range(7))), {0, 2, 3, 5})
+    assert largest(parts, most=1) == {2, 3}
+    assert largest(parts, most=2) == {0, 2, 3}
+    assert largest(parts, least_operators=2) == {2, 3}
+    assert largest(parts) == {0, 2, 3, 5}
+
+
+def test_a_placement_counts_what_falls_back_and_what_crosses() -> None:
+    placed = place("g", "s", chain((0,), (1,), (2,)), {0: (), 1: NO, 2: ()}, most_partitions=1)
+    assert [operator.is_delegated for operator in placed.operators] == [True, False, False]
+    assert [operator.refusals for operator in placed.fallbacks] == [NO, ()]
+    assert placed.boundary_bytes == 2 * 16
+    assert placed.fallback_share == 2 / 3, "without multiply-adds the operators are counted"
+    assert [operator.reads for operator in placed.operators] == [(), (0,), (1,)]
+
+
+@st.composite
+def graphs(draw: Any) -> tuple[Subgraph, set[int]]:
+    count = draw(st.integers(1, 14))
+    reads = [tuple(draw(st.sets(st.integers(0, i), min_size=1, max_size=3))) for i in range(count)]
+    return chain(*reads), draw(st.sets(st.integers(0, count - 1)))
+
+
+@given(graphs())
+def test_every_operator_runs_once_behind_what_it_reads(made: tuple[Subgraph, set[int]]) -> None:
+    subgraph, taken = made
+    parts = partitions(subgraph, taken)
+    order = [number for part in parts for number in part.operators]
+    assert sorted(order) == list(range(len(subgraph.operators)))
+    assert {n for part in parts if part.is_delegated for n in part.operators} == taken
+    ready = set(subgraph.inputs)
+    for number in order:
+        assert set(subgraph.operators[number].inputs) <= ready
+        ready |= set(subgraph.operators[number].outputs)
+    assert all(a.is_delegated != b.is_delegated for a, b in itertools.pairwise(parts))
+
+
+@given(graphs())
+def test_what_a_partition_reads_was_made_before_it(made: tuple[Subgraph, set[int]]) -> None:
+    subgraph, taken = made
+    known = set(subgraph.inputs)
+    for part in partitions(subgraph, taken):
+        assert set(part.inputs) <= known
+        known |= set(part.outputs)
+    assert set(subgraph.outputs) <= known
