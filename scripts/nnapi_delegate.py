@@ -24,8 +24,8 @@ from rpi_runtime.errors import ResourceError
 
 VERSION = "2.14.1"  # of TensorFlow Lite
 _NATIVE = Path(__file__).resolve().parents[1] / "tests/delegates/native"
-_SUITE = "sid"  # no stable release of Debian has it
-_MEMBERS = ("*/tensorflow/lite/*.h", "*/tensorflow/lite/*.cc", "*/tensorflow/core/public/version.h")
+SOURCE_SUITE = "sid"  # no stable release of Debian has it
+SOURCE_MEMBERS = ("*/tensorflow/lite/*.h", "*/tensorflow/lite/*.cc", "*/tensorflow/core/public/version.h")
 _HEADERS = ("libfp16-dev", "libfarmhash-dev", "libflatbuffers-dev", "libgemmlowp-dev", "libeigen3-dev")
 _SOURCES = (
     *(f"delegates/nnapi/{name}" for name in ("nnapi_delegate", "quant_lstm_sup")),
@@ -82,8 +82,10 @@ def prepare(python: Path) -> NnapiDelegate:
     if shutil.which("g++") is None:
         raise Unavailable("g++ not found: TFLite's NNAPI delegate is built with it")
     mirror, host = debian("apt-get", "dpkg-deb")
-    source = unpacked_source(f"tensorflow-{VERSION}", mirror, _SUITE, "tensorflow", VERSION, _MEMBERS)
-    tree = unpacked("nnapi-headers", mirror, _SUITE, host, _HEADERS, dependencies=False)
+    source = unpacked_source(
+        f"tensorflow-{VERSION}", mirror, SOURCE_SUITE, "tensorflow", VERSION, SOURCE_MEMBERS
+    )
+    tree = unpacked("nnapi-headers", mirror, SOURCE_SUITE, host, _HEADERS, dependencies=False)
     headers = tree / "usr/include"
     with tempfile.TemporaryDirectory(dir=CACHE) as work_name:
         work = Path(work_name)
