@@ -12,7 +12,6 @@ from converters.pipeline import SCALES_FILE, TABLE_FILES, TEMPLATE_FILE, TOKENIZ
 from converters.stage_worker import write_whole
 from converters.stages import StageResult
 from converters.workspace import Workspace
-from delegates.targets import CPU
 from hypervl.config import HyperVLConfig
 from hypervl.specs import decoder_spec, image_tokens, vision_spec
 from rpi_runtime.bundle import Bundle
@@ -25,7 +24,6 @@ from rpi_runtime.manifest import (
     File,
     Manifest,
     Parity,
-    Sample,
     Signature,
     Tensor,
     TextSpec,
@@ -97,23 +95,21 @@ def _component(name: str, plan: Plan, results: Results, file: _Named) -> Compone
             Signature(s["name"], _tensors(s["inputs"]), _tensors(s["outputs"])) for s in signatures
         ),
         parity=base.parity,
-        sample=base.sample,
+        sample=file(f"{name}.sample.npz", f"check {name}", "sample"),
+        least_cosine=base.least_cosine,
         variants=tuple(others),
     )
 
 
 def _graph(variant: PlannedVariant, results: Results, file: _Named) -> Variant:
-    name, sample = variant.name, None
-    if variant.target != CPU:
-        least = min(variant.recipe.limits.cosine, variant.target.description.cosine)
-        sample = Sample(file(f"{name}.sample.npz", f"sample {name}", "sample"), least)
+    name = variant.name
     return Variant(
         file=file(f"{name}.tflite", f"quantize {name}", "graph"),
         recipe=variant.recipe.name,
         bits_per_weight=results[f"quantize {name}"].value["bits_per_weight"],
         delegate=str(variant.target),
         parity=parities(results[f"check {name}"]),
-        sample=sample,
+        least_cosine=min(variant.recipe.limits.cosine, variant.target.description.cosine),
     )
 
 

@@ -63,7 +63,6 @@ _FACTORS = {
     "quantize": _Factor(800 * _MB, 0.4),
     "quantize decoder": _Factor(780 * _MB, per_head_byte=1.65),
     "check": _Factor(880 * _MB, 0.3),
-    "sample": _Factor(700 * _MB, 0.3),
     "check decoder": _Factor(1300 * _MB),  # and the graph
     "embedding": _Factor(560 * _MB, 0.8),
     "text": _Factor(400 * _MB),
@@ -115,7 +114,7 @@ def _need(stage: Stage, plan: Plan, parameters: Mapping[str, int]) -> StageNeed:
         disk = parameters["embedding"] * {HEAD: 0, "int8": 1, "fp16": 2}[plan.embedding]
     else:
         disk = 0
-    temporary = weight_bytes if kind in ("export", "check", "sample") else 0
+    temporary = weight_bytes if kind in ("export", "check") else 0
     return StageNeed(stage.name, memory, disk + 5 * _MB, temporary)
 
 

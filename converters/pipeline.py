@@ -1,7 +1,7 @@
 """The stages of a convert: which there are, what each depends on, and what runs in their processes.
 
-Per variant of a component `export` (float32), `quantize`, `check` (parity), and for a delegate `sample`; then
-the token table and the text files.
+Per variant of a component `export` (float32), `quantize`, `check` (parity); then the token table and the text
+files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from converters.options import HEAD, Plan
 from converters.stages import Stage
-from delegates.targets import CPU
 from rpi_runtime.errors import UsageError
 from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE
 
@@ -101,17 +100,11 @@ def stages_of(plan: Plan, checkpoint: Path, known: dict[str, Any]) -> list[Stage
         )
         if export_stage not in stages:
             stages.append(export_stage)
-        stages += [quantize_stage, check_stage(variant.name, shapes, recipe, where, graph, quantize_stage)]
-        if variant.target != CPU:
-            stages.append(
-                Stage(
-                    f"sample {variant.name}",
-                    f"{__name__}:sample",
-                    {**source, **about},
-                    where,
-                    {"sample": f"bundle/{variant.name}.sample.npz"},
-                )
-            )
+        sample = f"bundle/{component}.sample.npz" if variant.is_base else ""
+        stages += [
+            quantize_stage,
+            check_stage(variant.name, shapes, recipe, where, graph, quantize_stage, sample=sample),
+        ]
     if DECODER in plan.components:
         quantize_decoder = next(stage for stage in stages if stage.name == f"quantize {DECODER}")
         stages.append(_embedding_stage(plan, source, where, quantize_decoder))
@@ -145,14 +138,17 @@ def check_stage(
     where: dict[str, str],
     graph: str,
     *after: Stage,
+    sample: str = "",
 ) -> Stage:
-    """Compares the graph at `graph` of the variant `name` with PyTorch."""
+    """Compares the graph at `graph` of the variant `name` with PyTorch, and writes the component's sample to
+    `sample`, unless that is ""."""
     return Stage(
         f"check {name}",
         f"{__name__}:check",
         {"component": name.partition(".")[0], "shapes": shapes, **recipe},
         {**where, "graph": graph},
-        after=after,
+        {"sample": sample} if sample else {},
+        after,
     )
 
 
@@ -228,17 +224,14 @@ def quantize(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[s
 
 def check(options: dict[str, Any], inputs: Places, outputs: Places) -> list[dict[str, Any]]:
     from converters.parity import check_component
+    from converters.stored_sample import write_sample
 
     found = check_component(
         options["component"], _open(inputs), inputs["graph"], _recipe(options), _export_options(options)
     )
+    if "sample" in outputs:
+        write_sample(options["component"], _open(inputs), _export_options(options), outputs["sample"])
     return [asdict(parity) for parity in found]
-
-
-def sample(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[str, Any]:
-    from converters.stored_sample import write_sample
-
-    return write_sample(options["component"], _open(inputs), _export_options(options), outputs["sample"])
 
 
 def embedding(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""The sample that a variant for a delegate carries: a real input, and what PyTorch makes of it."""
+"""The sample that a component carries: a real input, and what PyTorch makes of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from rpi_runtime.samples import DecoderSample, PictureSample, store
 _PROMPT_TOKENS = 9  # a chunk of 8, and the one that asks for logits
 
 
-def write_sample(name: str, checkpoint: Checkpoint, options: ExportOptions, out_path: Path) -> dict[str, Any]:
+def write_sample(name: str, checkpoint: Checkpoint, options: ExportOptions, out_path: Path) -> None:
     """Writes the sample of component `name`: of a vision graph a tile at its smallest side, of a decoder the
     first tokens of a text."""
     weights = Offload()
@@ -27,7 +26,7 @@ def write_sample(name: str, checkpoint: Checkpoint, options: ExportOptions, out_
     with torch.inference_mode(), weights.dropping(module):
         if isinstance(module, Decoder):
             store(_decoder(module, checkpoint), out_path)
-            return {}
+            return
         is_vrc = isinstance(module, VRC)
         side = checkpoint.config.vrc.image_size if is_vrc else min(options.tile_sides)
         # In 8 bits: a quarter of the bytes, and the graph gets what PyTorch got.
@@ -35,7 +34,6 @@ def write_sample(name: str, checkpoint: Checkpoint, options: ExportOptions, out_
         expected = module(torch.from_numpy(pixels.astype(np.float32) / 255))
         signature = "route" if is_vrc else f"tile_{side}"
         store(PictureSample(signature, pixels, expected.numpy()), out_path)
-    return {}
 
 
 def _decoder(module: Decoder, checkpoint: Checkpoint) -> DecoderSample:

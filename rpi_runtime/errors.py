@@ -60,6 +60,10 @@ class ResourceError(EdgeError):
     """Not enough memory, disk or permission, or a CPU that cannot run this."""
 
 
+class DelegateFailed(ResourceError):
+    """A delegate failed with a graph, which can still be opened without it."""
+
+
 def nearest(wrong: str, known: Iterable[str], what: str) -> UsageError:
     """A `UsageError` for an unknown name that offers the nearest right one and lists the rest."""
     names = sorted(known)

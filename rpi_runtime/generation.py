@@ -304,6 +304,7 @@ class Generation(Iterator[str]):
             decode_tokens_per_s=more / decode_s if more > 0 else 0.0,
             memory=memory(),
             backend=session.choice,
+            delegates=session.delegates,
             weight_cache=session.weight_caches,
             threads=session.threads,
         )

@@ -68,14 +68,6 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Inputs and what PyTorch made of them, for a device to see whether its delegate computes the same."""
-
-    file: File  # see `rpi_runtime.samples`
-    cosine: float  # between what is computed and what is expected, at least
-
-
-@dataclass(frozen=True)
 class Variant:
     """Another graph of a component, for a delegate, with the same signatures."""
 
@@ -84,7 +76,7 @@ class Variant:
     bits_per_weight: float
     delegate: str  # as `Component.delegate`
     parity: tuple[Parity, ...]  # on the CPU where it was made
-    sample: Sample | None
+    least_cosine: float  # as `Component.least_cosine`
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,10 @@ class Component:
     delegate: str  # what it was lowered for: "cpu", "gpu", "nnapi:30"; the CPU runs it as well
     signatures: tuple[Signature, ...]
     parity: tuple[Parity, ...]
-    sample: Sample | None = None  # None for the CPU
+    # For a device to see whether its delegate computes the same: an input with what PyTorch made of it
+    # (`rpi_runtime.samples`), and the cosine between that and what is computed, at least.
+    sample: File
+    least_cosine: float
     variants: tuple[Variant, ...] = ()  # in the order in which a device tries them
 
     @property
@@ -247,8 +242,8 @@ class Manifest:
     def files(self) -> tuple[File, ...]:
         """Every file the bundle lists, without the manifest itself."""
         found = [self.text.tokenizer]
-        for one in (graph for c in self.components for graph in c.graphs):
-            found += [one.file, *([one.sample.file] if one.sample else [])]
+        for component in self.components:
+            found += [component.sample, *(graph.file for graph in component.graphs)]
         found += [self.text.chat_template] if self.text.chat_template else []
         if self.embedding:
             # The graph of a decoder is there already.

@@ -29,7 +29,8 @@ _LOCK = threading.RLock()
 _NATIVE_LINE = re.compile(
     rb"(VERBOSE|DEBUG|INFO|WARNING): \[[\w.\-/]+\.(cc|h):\d+\]"  # LiteRT
     rb"|INFO: (Created|Initialized|Applying|Explicitly applying|Loaded|TensorFlow Lite|TfLite)"  # TFLite
-    rb"|WARNING: All log messages before absl::InitializeLog"
+    rb"|INFO: Failed to load OpenCL library"  # the GPU accelerator, which goes on to WebGPU
+    rb"|WARNING: (All log messages before absl::InitializeLog|Logging before InitGoogle)"
     rb"|To enable the following instructions: "  # tensorflow, on a line of its own
     rb"|[IW]\d{4} \d\d:\d\d:\d\d[.\d]* "  # absl, before and after its own start
 )

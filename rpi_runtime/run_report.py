@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rpi_runtime.backends.base import BackendChoice
+from rpi_runtime.backends.base import BackendChoice, DelegateUse
 from rpi_runtime.encoder import RoutedPicture
 from rpi_runtime.kernel import Memory
 
@@ -67,6 +67,7 @@ class RunReport:
     decode_tokens_per_s: float  # 0 for less than two tokens
     memory: Memory
     backend: BackendChoice
+    delegates: tuple[DelegateUse, ...]  # of the graphs opened so far; empty where only the CPU was asked for
     weight_cache: dict[str, str]  # graph -> "reused", "built" or "off: why", of the graphs opened so far
     threads: int
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from rpi_runtime.backends.base import BackendChoice, Graph
-from rpi_runtime.backends.select import choose, default_threads, open_graph
+from delegates import AUTO, CPU, EXTERNAL
+from rpi_runtime.backends.base import BackendChoice, DelegateUse, Graph
+from rpi_runtime.backends.select import INTERPRETER, choose, default_threads, open_graph
 from rpi_runtime.backends.weight_cache import default_folder
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.clock import Clock
@@ -31,6 +32,7 @@ from rpi_runtime.sampling import Sampling
 from rpi_runtime.tokenizer import TextCodec
 
 if TYPE_CHECKING:
+    from rpi_runtime.delegate_choice import DelegateChoice
     from rpi_runtime.memory_plan import MemoryPlan
 
 _MOST_THREADS = 256  # the native thread pool crashes on some tens of thousands
@@ -60,6 +62,9 @@ class Session:
         stream_weights: bool = False,
         strict: bool = False,
         on_measure: Callable[[], None] = lambda: None,
+        delegate: str = AUTO,
+        require_full_delegation: bool = False,
+        on_trial: Callable[[str], None] = lambda what: None,
     ) -> Session:
         """Checks the bundle and chooses a backend; opens no graph yet.
 
@@ -77,8 +82,12 @@ class Session:
         reads them from storage; the kernel drops their pages where it must, so the budget should be that of a
         container or of the whole machine. `strict` puts a limit of the kernel under this process while the
         session is open (RLIMIT_DATA): what would exceed the budget ends in a `ResourceError` or MemoryError.
+        `delegate` is what graphs run on (`delegate_choice`): "auto" is what the bundle was converted for,
+        "cpu", "gpu", "external:PATH"; `on_trial` hears of a delegate that is tried, which takes seconds, once
+        on a machine. With `require_full_delegation` the CPU may run nothing of any graph. A memory budget is
+        kept on the CPU alone.
         Raises `BundleError`, `ResourceError` (no runtime fits, or the budget is too small), `UsageError` (an
-        unknown backend).
+        unknown backend or delegate), `CheckFailed` (a graph that falls back, and may not).
         """
         if threads is not None and not 1 <= threads <= _MOST_THREADS:
             raise UsageError(f"threads is {threads}", f"It must be from 1 to {_MOST_THREADS}.")
@@ -94,6 +103,7 @@ class Session:
             residency,
             tuple(branches),
         )
+        session._choose_delegates(delegate, require_full_delegation, memory_budget, on_trial)
         if memory_budget is None and (stream_weights or strict):
             raise UsageError("stream_weights and strict need a memory budget", "Give one.")
         if memory_budget is not None:
@@ -124,6 +134,7 @@ class Session:
         self._running: Generation | None = None
         self._closed = False
         self.plan: MemoryPlan | None = None  # of the memory, with a budget
+        self._delegates: DelegateChoice | None = None
         self._lift_limit: Callable[[], None] = lambda: None
 
     def generate(
@@ -238,6 +249,11 @@ class Session:
         return self._graphs.weight_caches
 
     @property
+    def delegates(self) -> tuple[DelegateUse, ...]:
+        """What the graphs that were opened run on."""
+        return tuple(self._delegates.uses.values()) if self._delegates else ()
+
+    @property
     def open_graphs(self) -> frozenset[str]:
         return self._graphs.names
 
@@ -285,6 +301,40 @@ class Session:
     ) -> None:
         self.close()
 
+    def _choose_delegates(
+        self, asked: str, require_whole: bool, budget: int | None, on_trial: Callable[[str], None]
+    ) -> None:
+        if asked == AUTO and (budget is not None or not (require_whole or self._has_graphs_for_delegates)):
+            return
+        if budget is not None and asked != CPU:
+            raise UsageError(
+                f"a memory budget cannot be kept with the delegate {asked}: its memory is not counted",
+                "Leave the budget or the delegate out.",
+            )
+        if asked == CPU:
+            if require_whole:
+                raise UsageError("full delegation is required, and the delegate is the CPU", "Name another.")
+            return
+        # Most runs need none of it, and it brings subprocess and tempfile.
+        from rpi_runtime.delegate_choice import DelegateChoice
+
+        if asked.startswith(EXTERNAL) and self._backend == "auto":
+            self._backend = INTERPRETER  # the CPU's graph takes over its inputs
+        self._delegates = DelegateChoice(
+            self.bundle,
+            asked,
+            require_whole=require_whole,
+            threads=self.threads,
+            backend=self._backend,
+            folder=self._cache_folder or default_folder(),
+            verbose=self._verbose,
+            on_trial=on_trial,
+        )
+
+    @property
+    def _has_graphs_for_delegates(self) -> bool:
+        return any(graph.delegate != CPU for c in self.manifest.components for graph in c.graphs)
+
     def _keep_to(
         self,
         budget: int,
@@ -312,14 +362,20 @@ class Session:
 
     def _open_graph(self, component: str) -> Graph:
         entry = self.manifest.component(component)
-        return open_graph(
-            self.bundle.path(component),
-            backend=self._backend,
-            threads=self.threads,
-            weight_cache=self._cache_folder,
-            verbose=self._verbose,
-            sha256=entry.file.sha256 if entry else "",
-        )
+
+        def on_cpu() -> Graph:
+            return open_graph(
+                self.bundle.path(component),
+                backend=self._backend,
+                threads=self.threads,
+                weight_cache=self._cache_folder,
+                verbose=self._verbose,
+                sha256=entry.file.sha256 if entry else "",
+            )
+
+        if self._delegates is None or entry is None:
+            return on_cpu()
+        return self._delegates.open(component, on_cpu, self._cache_folder)
 
     def _before_close(self, component: str) -> None:
         if component == DECODER and self._decoder is not None:

@@ -3,8 +3,8 @@
     python scripts/external_delegate.py [--arch arm64]
 
 It is made of `tests/delegates/native/external_delegate.c` and the headers of TensorFlow Lite 2.14.1 out of
-Debian's source. That for aarch64 needs no root either: Debian's cross compiler is unpacked beside it (200 MB).
-All of it is kept under `.cache`.
+Debian's source. That for aarch64 needs no root either: Debian's cross compiler is unpacked beside it
+(200 MB). All of it is kept under `.cache`.
 """
 
 from __future__ import annotations

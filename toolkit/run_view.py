@@ -12,7 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from toolkit import report
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rpi_runtime import generation
+    from rpi_runtime.backends.base import DelegateUse
     from rpi_runtime.memory_plan import MemoryPlan
     from rpi_runtime.run_report import ImageReport, RunReport
 
@@ -77,6 +80,10 @@ def stream(answer: generation.Generation, progress: ProgressLine, *, quiet: bool
     return stopped
 
 
+def tell_trial(what: str) -> None:
+    report.note(f"trying {what}, once on this machine")
+
+
 def summary(result: RunReport, plan: MemoryPlan | None = None) -> None:
     """The table below an answer: tiles, tokens, milliseconds per phase, speed and memory."""
     times, memory, backend = result.times, result.memory, result.backend
@@ -109,6 +116,7 @@ def summary(result: RunReport, plan: MemoryPlan | None = None) -> None:
         ),
         *([("memory budget", _budget(plan))] if plan else []),
         ("backend", f"{backend.package} {backend.version} {backend.name}, {result.threads} threads"),
+        *_delegate_rows(result.delegates),
     ]
     report.out.print()
     report.pairs("", rows)
@@ -121,6 +129,18 @@ _WHY = {
     "context": "a full context",
     "cancelled": "Ctrl-C",
 }
+
+
+def _delegate_rows(uses: Sequence[DelegateUse]) -> list[tuple[str, str]]:
+    """What each graph runs on, and what was passed over."""
+    if not uses:
+        return []
+    parts = []
+    for use in uses:
+        part = "" if use.is_whole else f" ({use.delegated or 'part of it'}, the rest on the CPU)"
+        parts.append(f"{use.component} {use.delegate}{part}")
+    failed = [(f"{use.component} not on", reason) for use in uses for reason in use.passed_over]
+    return [("runs on", ", ".join(parts)), *failed]
 
 
 def _image_rows(image: ImageReport) -> list[tuple[str, str]]:

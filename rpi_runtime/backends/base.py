@@ -25,6 +25,38 @@ class BackendChoice:
     reason: str
 
 
+@dataclass(frozen=True)
+class Accelerator:
+    """One of LiteRT's, for what of a graph it takes."""
+
+    name: str  # "gpu" or "npu"
+    float32: bool = False  # GPU: computes in it, and not in float16
+    alone: bool = True  # a graph that it does not take whole is refused; else the CPU runs the rest
+
+    def __str__(self) -> str:
+        return f"{self.name} in float32" if self.float32 else self.name
+
+
+@dataclass(frozen=True)
+class Delegated:
+    """What of a signature runs on an external delegate, as the runtime tells it."""
+
+    nodes: tuple[int, ...]  # their numbers, which are places in the graph's list of operators
+    total_nodes: int  # of the signature
+    partitions: int  # into which the nodes fall; each is entered and left at every run
+
+
+@dataclass(frozen=True)
+class DelegateUse:
+    """What a graph really runs on."""
+
+    component: str
+    delegate: str  # "cpu", "gpu", "gpu in float32", the name of an external library
+    is_whole: bool  # the CPU runs nothing of it
+    delegated: str = ""  # of how many operators, where the runtime tells that: "12 of 40"
+    passed_over: tuple[str, ...] = ()  # what was tried before or failed later, and why, a line each
+
+
 class SharedInputs(Protocol):
     """Inputs that the host owns and several signatures read: the KV cache.
 
@@ -69,10 +101,23 @@ class Runner(Protocol):
 class Graph(Protocol):
     """An opened .tflite file. Not safe for two threads at a time."""
 
-    choice: BackendChoice
-    weight_cache: str  # what became of the weight cache, readable: "reused", "built", "off: why"
-    signatures: dict[str, Signature]
-    copies_shared_inputs: bool  # each signature in use holds the shared inputs again
+    @property
+    def choice(self) -> BackendChoice: ...
+
+    @property
+    def weight_cache(self) -> str:
+        """What became of it, readable: "reused", "built", "off: why"."""
+
+    @property
+    def signatures(self) -> dict[str, Signature]: ...
+
+    @property
+    def copies_shared_inputs(self) -> bool:
+        """Each signature in use holds the shared inputs again."""
+
+    @property
+    def delegated(self) -> Mapping[str, Delegated]:
+        """By signature; empty without an external delegate."""
 
     def shared(self, shapes: Mapping[str, tuple[int, ...]]) -> SharedInputs:
         """Zeroed shared inputs, name -> the shape in which the host writes them."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -15,9 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from rpi_runtime.backends.base import Array, BackendChoice, SharedInputs, check_inputs, shared_dtypes
+from rpi_runtime.backends.base import (
+    Accelerator,
+    Array,
+    BackendChoice,
+    Delegated,
+    SharedInputs,
+    check_inputs,
+    shared_dtypes,
+)
 from rpi_runtime.backends.litert_package import gpu_library
-from rpi_runtime.errors import BundleError, ResourceError
+from rpi_runtime.errors import BundleError, DelegateFailed, ResourceError
 from rpi_runtime.kernel import drop_code
 from rpi_runtime.manifest import Signature, Tensor
 from rpi_runtime.native_logs import quiet, silent_exit
@@ -27,32 +36,35 @@ _ALIGNMENT_BYTES = 64
 
 
 class CompiledGraph:
-    """A graph opened with CompiledModel on the CPU.
+    """A graph opened with CompiledModel, on the CPU or on `accelerator`.
 
     `cache_file` is where XNNPACK keeps its packed weights; None packs them into anonymous memory, once
-    for every signature. The file must be absent or whole: see `weight_cache`.
+    for every signature. The file must be absent or whole: see `weight_cache`. Raises `DelegateFailed` when
+    the accelerator cannot have the graph.
     """
 
     weight_cache = "off"
     copies_shared_inputs = False
 
     def __init__(
-        self, path: Path, *, threads: int, cache_file: Path | None, verbose: bool, choice: BackendChoice
+        self,
+        path: Path,
+        *,
+        threads: int,
+        cache_file: Path | None,
+        verbose: bool,
+        choice: BackendChoice,
+        accelerator: Accelerator | None = None,
     ) -> None:
         self.choice = choice
         self._name = path.name
         self._verbose = verbose
+        self._accelerator = accelerator
         self._runners: dict[tuple[str, BoundArrays | None], CompiledRunner] = {}
         with quiet(verbose):
-            litert = _litert()
-            options = litert.Options(
-                litert.HardwareAccelerator.CPU,
-                cpu_options=litert.CpuOptions(
-                    num_threads=threads, xnnpack_weight_cache_path=str(cache_file) if cache_file else ""
-                ),
-            )
-            with _told(f"{path.name}: LiteRT {choice.version}"):
-                self._model = litert.CompiledModel.from_file(
+            options = _options(accelerator, threads, cache_file)
+            with _told(f"{path.name}: LiteRT {choice.version}", accelerator):
+                self._model = _litert().CompiledModel.from_file(
                     str(path), environment=environment(), options=options
                 )
                 self.signatures = {
@@ -64,6 +76,10 @@ class CompiledGraph:
                     for name, names in self._model.get_signature_list().items()
                 }
 
+    @property
+    def delegated(self) -> Mapping[str, Delegated]:
+        return {}  # CompiledModel takes none
+
     def shared(self, shapes: Mapping[str, tuple[int, ...]]) -> BoundArrays:
         return BoundArrays(shapes, shared_dtypes(self.signatures))
 
@@ -72,9 +88,9 @@ class CompiledGraph:
             raise TypeError(f"these shared inputs belong to another backend: {type(shared).__name__}")
         key = (signature, shared)
         if key not in self._runners:
-            with _told(f"{self._name}: LiteRT {self.choice.version}"):
+            with _told(f"{self._name}: LiteRT {self.choice.version}", self._accelerator):
                 self._runners[key] = CompiledRunner(
-                    self._model, self.signatures[signature], shared, self._verbose
+                    self._model, self.signatures[signature], shared, self._verbose, self._accelerator
                 )
         return self._runners[key]
 
@@ -117,8 +133,16 @@ class BoundArrays:
 class CompiledRunner:
     """One signature with its own input and output buffers, made once."""
 
-    def __init__(self, model: Any, signature: Signature, shared: BoundArrays | None, verbose: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        signature: Signature,
+        shared: BoundArrays | None,
+        verbose: bool,
+        accelerator: Accelerator | None,
+    ) -> None:
         self.signature = signature
+        self._accelerator = accelerator
         self._model = model
         self._bound = frozenset(shared.shapes) if shared else frozenset()
         self._shared = shared  # the native buffers point into its arrays
@@ -136,7 +160,7 @@ class CompiledRunner:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         check_inputs(self.signature, self._bound, inputs)
-        with _told(f"{self.signature.name}: LiteRT"):
+        with _told(f"{self.signature.name}: LiteRT", self._accelerator):
             if self._first and not self._verbose:
                 # The first buffer written makes the runtime's own environment, with all its lines.
                 with quiet():
@@ -156,13 +180,31 @@ class CompiledRunner:
         self._model.run_by_name(self.signature.name, self._inputs, self._outputs)
 
 
+def _options(accelerator: Accelerator | None, threads: int, cache_file: Path | None) -> Any:
+    litert = _litert()
+    cache = str(cache_file) if cache_file else ""
+    cpu = litert.CpuOptions(num_threads=threads, xnnpack_weight_cache_path=cache)
+    kinds = litert.HardwareAccelerator
+    if accelerator is None:
+        return litert.Options(kinds.CPU, cpu_options=cpu)
+    kind = kinds.GPU if accelerator.name == "gpu" else kinds.NPU
+    gpu = litert.GpuOptions(enforce_f32=accelerator.float32) if accelerator.name == "gpu" else None
+    return litert.Options(kind if accelerator.alone else kind | kinds.CPU, cpu_options=cpu, gpu_options=gpu)
+
+
 @contextmanager
-def _told(who: str) -> Iterator[None]:
+def _told(who: str, accelerator: Accelerator | None) -> Iterator[None]:
     """LiteRT's errors in our words: it says RuntimeError, whatever went wrong."""
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip(" └")
+        said = [re.sub(r"^ERROR: \[[^]]*\] ?", "", line.strip(" └")) for line in str(error).splitlines()]
+        reason = next(filter(None, reversed(said)), "")  # the rest are places in its source
+        if accelerator is not None:
+            why = f" ({reason})" if reason else ""
+            raise DelegateFailed(
+                f"{who} cannot run it on the {accelerator.name}{why}", "Run it on the CPU."
+            ) from error
         if "llocat" in reason:  # "Failed to allocate tensors", "... to allocate aligned memory"
             raise ResourceError(
                 f"{who} ran out of memory ({reason})",
@@ -195,7 +237,8 @@ def _litert() -> Any:
     """The names used here, imported when the first graph is opened: the import loads 50 MB of native code."""
     from ai_edge_litert import compiled_model as m
 
-    names = ("CompiledModel", "Options", "CpuOptions", "HardwareAccelerator", "Environment", "TensorBuffer")
+    options = ("Options", "CpuOptions", "GpuOptions", "HardwareAccelerator")
+    names = ("CompiledModel", "Environment", "TensorBuffer", *options)
     return SimpleNamespace(**{name: getattr(m, name) for name in names})
 
 

@@ -7,46 +7,86 @@ the weights again, and each has input tensors of its own, so a shared input exis
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rpi_runtime.backends.base import Array, BackendChoice, SharedInputs, check_inputs, shared_dtypes
+from rpi_runtime.backends.base import (
+    Array,
+    BackendChoice,
+    Delegated,
+    SharedInputs,
+    check_inputs,
+    shared_dtypes,
+)
 from rpi_runtime.backends.old_kernels import misread_weights
-from rpi_runtime.errors import BundleError
+from rpi_runtime.errors import BundleError, DelegateFailed
 from rpi_runtime.manifest import Signature, Tensor
 from rpi_runtime.native_logs import quiet
+
+if TYPE_CHECKING:
+    from rpi_runtime.backends.delegation import Delegation
+    from rpi_runtime.backends.external import ExternalDelegate
 
 
 class InterpreterGraph:
     """A graph opened with the Interpreter of `choice.package`. Tensors are allocated when a runner is
     made.
+
+    `delegate` takes the nodes that it can compute, before the runtime's own XNNPACK is asked. It should have
+    passed `external.check`. Raises `DelegateFailed` when it cannot prepare the graph.
     """
 
     weight_cache = "off: the Interpreter has none"
     copies_shared_inputs = True
 
-    def __init__(self, path: Path, *, threads: int, verbose: bool, choice: BackendChoice) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int,
+        verbose: bool,
+        choice: BackendChoice,
+        delegate: ExternalDelegate | None = None,
+    ) -> None:
         self.choice = choice
+        self._delegation: Delegation | None = None
         self._verbose = verbose
         self._runners: dict[tuple[str, MirroredInputs | None], InterpreterRunner] = {}
         with quiet(verbose):
-            interpreter_class = _interpreter_class(choice.package)
+            made_by = interpreter_class(choice.package)
             try:
                 with warnings.catch_warnings():
                     # tensorflow announces that its copy of the Interpreter will move to ai-edge-litert.
                     warnings.simplefilter("ignore")
-                    self._interpreter = interpreter_class(model_path=str(path), num_threads=threads)
+                    self._interpreter = made_by(model_path=str(path), num_threads=threads)
             except (ValueError, RuntimeError) as error:
                 raise BundleError(
                     f"{path.name}: {choice.package} {choice.version} cannot load it ({error})",
                     "Run `toolkit verify` on the bundle; if it is whole, this runtime is too old for it.",
                 ) from error
             self._refuse_wrong_results(path)
+            if delegate is not None:
+                from rpi_runtime.backends.delegation import Delegation
+
+                self._delegation = Delegation(delegate, path)
+                try:
+                    self._delegation.apply(self._interpreter._interpreter)
+                except DelegateFailed:
+                    self.close()
+                    raise
             self._indices: dict[str, dict[str, int]] = {}
             self.signatures = {name: self._describe(name) for name in self._interpreter.get_signature_list()}
+
+    @property
+    def delegated(self) -> Mapping[str, Delegated]:
+        if self._delegation is None:
+            return {}
+        subgraph = self._interpreter._interpreter.GetSubgraphIndexFromSignature
+        return {name: self._delegation.of(subgraph(name)) for name in self.signatures}
 
     def shared(self, shapes: Mapping[str, tuple[int, ...]]) -> MirroredInputs:
         return MirroredInputs(shapes, shared_dtypes(self.signatures))
@@ -63,8 +103,17 @@ class InterpreterGraph:
         self._runners = {key: runner for key, runner in self._runners.items() if key[1] is not shared}
 
     def close(self) -> None:
+        for (_, shared), runner in self._runners.items():
+            runner.end()
+            if shared is not None:
+                shared.end()
         self._runners.clear()
+        native = weakref.ref(self._interpreter._interpreter)
         self._interpreter = None
+        # Whoever still holds the native interpreter has it end later, and it must not outlive its delegate.
+        if self._delegation is not None and native() is None:
+            self._delegation.end()
+        self._delegation = None
 
     def _new_runner(self, signature: str, shared: MirroredInputs | None) -> InterpreterRunner:
         # The calls below carry a subgraph's number, which the public Interpreter methods of 2.14 do not take;
@@ -75,14 +124,20 @@ class InterpreterGraph:
             try:
                 native.AllocateTensors(subgraph)
             except RuntimeError as error:
+                if self._delegation is not None:
+                    del native  # the traceback would keep it
+                    raise self._delegation.failed(f"cannot prepare {signature!r}", error) from error
                 raise BundleError(
                     f"{self.choice.package} {self.choice.version} cannot run {signature!r} ({error})",
                     "Install ai-edge-litert, which knows newer graphs, or convert with another recipe.",
                 ) from error
+        if self._delegation is not None and not self._delegation.stayed(subgraph):
+            del native
+            raise self._delegation.was_dropped()
         if shared is not None:
             shared.attach(native, subgraph, self._indices[signature])
         return InterpreterRunner(
-            native, subgraph, self.signatures[signature], self._indices[signature], shared
+            native, subgraph, self.signatures[signature], self._indices[signature], shared, self._delegation
         )
 
     def _refuse_wrong_results(self, path: Path) -> None:
@@ -142,6 +197,11 @@ class MirroredInputs:
                 self._kept[name] = self.read(name)
                 places.clear()
 
+    def end(self) -> None:
+        """Lets the interpreter go, and what it held."""
+        for places in self._tensors.values():
+            places.clear()
+
     def write(self, name: str, index: Any, values: Array) -> None:
         if name in self._kept:
             self._kept[name][index] = values
@@ -169,18 +229,30 @@ class InterpreterRunner:
         signature: Signature,
         indices: Mapping[str, int],
         shared: MirroredInputs | None,
+        delegation: Delegation | None,
     ) -> None:
         self.signature = signature
         self._native = native
         self._subgraph = subgraph
         self._indices = indices
         self._bound = frozenset(shared.shapes) if shared else frozenset()
+        self._delegation = delegation
+
+    def end(self) -> None:
+        """Lets the interpreter go, even where a traceback holds this."""
+        self._native = None
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Raises `DelegateFailed` when a graph with an external delegate does not run to its end."""
         check_inputs(self.signature, self._bound, inputs)
         for name, value in inputs.items():
             self._native.SetTensor(self._indices[name], value, self._subgraph)
-        self._native.Invoke(self._subgraph)
+        try:
+            self._native.Invoke(self._subgraph)
+        except RuntimeError as error:
+            if self._delegation is None:
+                raise
+            raise self._delegation.failed(f"failed in {self.signature.name!r}", error) from error
         return {
             t.name: self._native.GetTensor(self._indices[_out(t.name)], self._subgraph)
             for t in self.signature.outputs
@@ -203,7 +275,7 @@ def _tensors(details: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, ...]:
     )
 
 
-def _interpreter_class(package: str) -> Any:
+def interpreter_class(package: str) -> Any:
     if package == "ai-edge-litert":
         from ai_edge_litert.interpreter import Interpreter
     elif package == "tflite-runtime":

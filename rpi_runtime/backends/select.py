@@ -11,16 +11,20 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from delegates.cpu import cpu_features, gpu_library_loads_here
-from rpi_runtime.backends.base import BackendChoice, Graph
+from rpi_runtime.backends.base import Accelerator, BackendChoice, Graph
 from rpi_runtime.backends.litert_package import hide_gpu_library
 from rpi_runtime.backends.weight_cache import cache_key, lease
-from rpi_runtime.errors import BundleError, ResourceError, nearest
+from rpi_runtime.errors import BundleError, ResourceError, UsageError, nearest
 from rpi_runtime.kernel import drop_mapped, give_back
 from rpi_runtime.native_logs import quiet
+
+if TYPE_CHECKING:
+    from rpi_runtime.backends.external import ExternalDelegate
 
 AUTO = "auto"
 COMPILED = "compiled"
@@ -34,6 +38,7 @@ _INTERPRETERS = {
 BACKENDS = (AUTO, COMPILED, INTERPRETER, "tflite-runtime", "tensorflow")
 
 _log = logging.getLogger(__name__)
+_tried: set[tuple[ExternalDelegate, BackendChoice]] = set()  # delegates that work here
 _said: set[str] = set()  # reasons for going without a weight cache
 
 _MAX_DEFAULT_THREADS = 4  # a Pi's cores; the small cores of a phone slow the others down
@@ -47,31 +52,51 @@ def open_graph(
     weight_cache: Path | None = None,
     verbose: bool = False,
     sha256: str = "",
+    delegate: ExternalDelegate | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Graph:
-    """Opens the graph at `path` with the backend that fits (`choose`).
+    """Opens the graph at `path` with the backend that fits (`choose`), and with `delegate` or on
+    `accelerator` for what those can compute. A delegate is tried in a process of its own when it is first
+    met.
 
     `weight_cache` is the folder for packed weights, None for none. `sha256` is the graph's, to spare
-    hashing it. Raises `ResourceError` when no runtime fits, `BundleError` when the runtime cannot load the
-    file.
+    hashing it. Raises `ResourceError` when no runtime fits or the delegate does not work here
+    (`DelegateFailed`: with this graph), `BundleError` when the runtime cannot load the file.
     """
     if not path.is_file():
         raise BundleError(f"{path} is not a file", "Copy the bundle again, or convert the checkpoint again.")
-    graph = _open(path, choose(backend), threads or default_threads(), weight_cache, verbose, sha256)
+    choice = choose(COMPILED if accelerator else backend, external=delegate is not None)
+    if delegate is not None and (delegate, choice) not in _tried:
+        from rpi_runtime.backends.external import check  # it brings subprocess and tempfile
+
+        check(delegate, choice)
+        _tried.add((delegate, choice))
+    count = threads or default_threads()
+    graph = _open(path, choice, count, weight_cache, verbose, sha256, delegate, accelerator)
     drop_mapped(path)  # weights are packed now: it holds little that is read again
     return graph
 
 
 def _open(
-    path: Path, choice: BackendChoice, count: int, weight_cache: Path | None, verbose: bool, sha256: str
+    path: Path,
+    choice: BackendChoice,
+    count: int,
+    weight_cache: Path | None,
+    verbose: bool,
+    sha256: str,
+    delegate: ExternalDelegate | None,
+    accelerator: Accelerator | None,
 ) -> Graph:
     if choice.name == INTERPRETER:
         from rpi_runtime.backends.interpreter import InterpreterGraph
 
-        return InterpreterGraph(path, threads=count, verbose=verbose, choice=choice)
+        return InterpreterGraph(path, threads=count, verbose=verbose, choice=choice, delegate=delegate)
     from rpi_runtime.backends.compiled import CompiledGraph
 
-    opened = partial(CompiledGraph, path, threads=count, verbose=verbose, choice=choice)
-    if weight_cache is None:
+    opened = partial(
+        CompiledGraph, path, threads=count, verbose=verbose, choice=choice, accelerator=accelerator
+    )
+    if weight_cache is None or (accelerator is not None and accelerator.alone):
         return opened(cache_file=None)
     key = cache_key(sha256 or _sha256(path), choice.version, cpu_features())
     with lease(
@@ -103,15 +128,22 @@ def load_runtime(choice: BackendChoice) -> None:
             environment()
 
 
-def choose(backend: str = AUTO) -> BackendChoice:
+def choose(backend: str = AUTO, *, external: bool = False) -> BackendChoice:
     """The runtime that `backend` means here, with the reason.
 
     "auto" is CompiledModel where it runs, else an Interpreter; "interpreter" is that of the first installed
-    package; a package's name is its Interpreter. Raises `UsageError` for an unknown name and `ResourceError`
-    when the choice is not installed or does not run on this machine.
+    package; a package's name is its Interpreter. `external` is for a graph with an external delegate, which
+    only an Interpreter takes. Raises `UsageError` for an unknown name and `ResourceError` when the choice is
+    not installed or does not run on this machine.
     """
     if backend not in BACKENDS:
         raise nearest(backend, BACKENDS, "backend")
+    if external and backend == COMPILED:
+        raise UsageError(
+            "backend 'compiled' takes no external delegate", "Use --backend interpreter, or auto."
+        )
+    if external and backend == AUTO:
+        return _interpreter(tuple(_INTERPRETERS), "CompiledModel takes no external delegate")
     if backend in (AUTO, COMPILED):
         version = _version("ai-edge-litert")
         runs, why = _compiled_runs() if version else (False, "ai-edge-litert is not installed")

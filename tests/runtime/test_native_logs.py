@@ -113,6 +113,8 @@ def test_blocks_may_nest_and_stderr_is_the_same_afterwards() -> None:
     [
         "WARNING: [npu_registry.cc:34] NPU accelerator could not be loaded",
         "INFO: Created TensorFlow Lite XNNPACK delegate for CPU.",
+        "INFO: Failed to load OpenCL library with dlopen: libOpenCL.so: cannot open shared object file",
+        "WARNING: Logging before InitGoogle() is written to STDERR",
         "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
         "I0000 00:00:1795355361.590081    6160 flatbuffer_export.cc:4410] Estimated count",
     ],

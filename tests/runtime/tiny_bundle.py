@@ -91,7 +91,9 @@ def _t(name: str, *shape: int) -> Tensor:
 def _component(folder: Path, name: str, signatures: tuple[Signature, ...]) -> Component:
     (folder / f"{name}.tflite").write_bytes(graph(signatures))
     parity = tuple(Parity(s.name, 2, 0.9999, 40.0, 0.001, True, "cosine >= 0.99") for s in signatures)
-    return Component(name, entry(folder, f"{name}.tflite"), "int8", 8.1, "cpu", signatures, parity)
+    (folder / f"{name}.sample.npz").write_bytes(b"of " + name.encode())
+    files = entry(folder, f"{name}.tflite"), entry(folder, f"{name}.sample.npz")
+    return Component(name, files[0], "int8", 8.1, "cpu", signatures, parity, files[1], 0.99)
 
 
 def graph(signatures: tuple[Signature, ...]) -> bytes:

@@ -13,7 +13,7 @@ import typer
 from toolkit import report
 from toolkit.commands import options as opt
 from toolkit.memory_view import memory_options, tell_streaming
-from toolkit.run_view import ProgressLine, stream
+from toolkit.run_view import ProgressLine, stream, tell_trial
 
 if TYPE_CHECKING:
     from rpi_runtime.conversation import Conversation
@@ -44,6 +44,8 @@ def chat(
     stream_weights: opt.StreamWeights = False,
     threads: opt.Threads = None,
     backend: opt.Backend = "auto",
+    delegate: opt.Delegate = "auto",
+    require_full_delegation: opt.FullDelegation = False,
     weight_cache: opt.WeightCache = True,
     as_json: opt.Json = False,
     verbose: opt.Verbose = False,
@@ -61,6 +63,9 @@ def chat(
         bundle,
         threads=threads,
         backend=backend,
+        delegate=delegate,
+        require_full_delegation=require_full_delegation,
+        on_trial=tell_trial,
         weight_cache=weight_cache,
         verbose=verbose,
         **memory_options(memory, branch, strict=strict, stream_weights=stream_weights),

@@ -33,6 +33,16 @@ Stop = Annotated[
 Threads = Annotated[int | None, typer.Option(help="Threads.", show_default="the cores, at most 4")]
 Backend = Annotated[str, typer.Option(help="auto, compiled, interpreter, tflite-runtime or tensorflow.")]
 WeightCache = Annotated[bool, typer.Option(help="Keep packed weights in a file for the next start.")]
+Delegate = Annotated[
+    str,
+    typer.Option(
+        help="What graphs run on: auto (what the bundle was made for), cpu, gpu, npu, or external:<path.so>."
+    ),
+]
+FullDelegation = Annotated[
+    bool,
+    typer.Option("--require-full-delegation", help="Leave with 1 when the CPU would run any operator."),
+]
 Strict = Annotated[
     bool,
     typer.Option(

@@ -10,7 +10,7 @@ import typer
 from toolkit import report
 from toolkit.commands import options as opt
 from toolkit.memory_view import memory_options, plan_summary, tell_streaming
-from toolkit.run_view import ProgressLine, stream, summary
+from toolkit.run_view import ProgressLine, stream, summary, tell_trial
 
 if TYPE_CHECKING:
     from rpi_runtime.manifest import VisionSpec
@@ -44,6 +44,8 @@ def run(
     stream_weights: opt.StreamWeights = False,
     threads: opt.Threads = None,
     backend: opt.Backend = "auto",
+    delegate: opt.Delegate = "auto",
+    require_full_delegation: opt.FullDelegation = False,
     weight_cache: opt.WeightCache = True,
     as_json: opt.Json = False,
     verbose: opt.Verbose = False,
@@ -60,6 +62,9 @@ def run(
             bundle,
             threads=threads,
             backend=backend,
+            delegate=delegate,
+            require_full_delegation=require_full_delegation,
+            on_trial=tell_trial,
             weight_cache=weight_cache,
             verbose=verbose,
             **memory_options(

@@ -2,10 +2,11 @@
 //
 // Options (all of them text):
 //   log=FILE             a JSON object a line: what was made, selected, partitioned, and how often it ran
-//   fail=WHERE           create | prepare (of the delegate) | kernel (its preparation) | invoke
+//   fail=WHERE           create | prepare (of the delegate) | kernel (its preparation) | again (its second one) | invoke
 //   invoke_after=N       with fail=invoke or crash=invoke: the N-th invocation is the first that goes wrong
 //   crash=WHERE          SIGSEGV at create | prepare | invoke | destroy; at load, if EXTERNAL_DELEGATE_CRASH is set
-//   hang=WHERE           sleeps for ten minutes at create | prepare | invoke
+//   exit=WHERE           ends the process with status 3, likewise
+//   hang=WHERE           sleeps for ten minutes, likewise
 //   wrong=1              adds 1 to every number
 //   dynamic=1            says that tensors may change their shapes
 //   nodes=0+3+5          claims these nodes, whatever they are (any separator); they can be prepared, never run
@@ -27,7 +28,7 @@
 typedef struct {
   TfLiteDelegate base;
   FILE* log;
-  char fail[16], crash[16], hang[16];
+  char fail[16], crash[16], exit[16], hang[16];
   char* nodes;  // NULL: what it can compute
   int only_subgraph, invoke_after, wrong;
   int subgraph, invocations;
@@ -40,7 +41,7 @@ typedef struct {
 
 typedef struct {
   Delegate* delegate;
-  int count, tensors;
+  int count, tensors, preparations;
   Step* steps;
   float** kept;  // of each tensor that nobody outside this partition reads: TFLite gives it no memory
   int* is_output;
@@ -48,6 +49,10 @@ typedef struct {
 
 static void happen(const Delegate* d, const char* where) {
   if (!strcmp(d->crash, where)) raise(SIGSEGV);
+  if (!strcmp(d->exit, where)) {
+    fprintf(stderr, "test delegate: this device is not licensed\n");
+    _exit(3);
+  }
   if (!strcmp(d->hang, where)) sleep(600);
 }
 
@@ -137,7 +142,7 @@ static void kernel_free(TfLiteContext* c, void* data) {
 
 static TfLiteStatus kernel_prepare(TfLiteContext* c, TfLiteNode* node) {
   Kernel* k = node->user_data;
-  if (!strcmp(k->delegate->fail, "kernel")) {
+  if (!strcmp(k->delegate->fail, "kernel") || (!strcmp(k->delegate->fail, "again") && k->preparations++)) {
     c->ReportError(c, "test delegate: told to fail when its kernel is prepared");
     return kTfLiteError;
   }
@@ -262,6 +267,8 @@ API TfLiteDelegate* tflite_plugin_create_delegate(
       snprintf(d->fail, sizeof d->fail, "%s", value);
     } else if (!strcmp(key, "crash")) {
       snprintf(d->crash, sizeof d->crash, "%s", value);
+    } else if (!strcmp(key, "exit")) {
+      snprintf(d->exit, sizeof d->exit, "%s", value);
     } else if (!strcmp(key, "hang")) {
       snprintf(d->hang, sizeof d->hang, "%s", value);
     } else if (!strcmp(key, "nodes")) {

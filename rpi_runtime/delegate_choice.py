@@ -1,0 +1,204 @@
+"""What each graph of a bundle runs on here: delegates are tried in order, and the CPU is what is left.
+
+A delegate is trusted when it computed the component's sample as PyTorch did (`delegate_trial`). The verdict
+is kept in the cache folder, for this machine, this runtime and this graph, so that a trial is made once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from delegates import AUTO, CPU, EXTERNAL
+from delegates.cpu import cpu_features
+from rpi_runtime.backends.base import Accelerator, DelegateUse, Graph
+from rpi_runtime.backends.external import ExternalDelegate, check
+from rpi_runtime.backends.fallback import FallbackGraph
+from rpi_runtime.backends.select import choose
+from rpi_runtime.bundle import Bundle
+from rpi_runtime.delegate_trial import Verdict, Way, open_way, try_out
+from rpi_runtime.errors import BundleError, CheckFailed, DelegateFailed, EdgeError
+from rpi_runtime.manifest import Component
+from rpi_runtime.targets import parse_target
+
+_log = logging.getLogger(__name__)
+
+
+class DelegateChoice:
+    """Opens the graphs of `bundle` on what `asked` names: "cpu", "auto" (the bundle's own order), a delegate,
+    or "external:PATH". Anything that does not work is told, and the CPU has the graph instead; with
+    `require_whole`, a graph of which the CPU would run anything is a `CheckFailed`.
+
+    Raises `UsageError` for a delegate that is unknown, `BundleError` where no graph was made for the one that
+    is asked for, and what is wrong with an external library.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        asked: str,
+        *,
+        require_whole: bool,
+        threads: int,
+        backend: str,
+        folder: Path | None,
+        verbose: bool,
+        on_trial: Callable[[str], None] = lambda what: None,
+    ) -> None:
+        self.uses: dict[str, DelegateUse] = {}
+        self._bundle = bundle
+        self._asked = asked
+        self._require_whole = require_whole
+        self._threads = threads
+        self._backend = backend
+        self._folder = folder
+        self._verbose = verbose
+        self._on_trial = on_trial
+        self._external: ExternalDelegate | None = None
+        if asked.startswith(EXTERNAL):
+            self._external = ExternalDelegate.parse(asked)
+            check(self._external, choose(backend, external=True))
+        elif asked not in (AUTO, CPU):
+            name = parse_target(asked).delegate
+            made_for = {of.delegate for c in bundle.manifest.components for of in c.graphs}
+            if not any(_is_for(delegate, name) for delegate in made_for):
+                raise BundleError(
+                    f"{bundle.folder}: has no graph for {asked} (it holds: {', '.join(sorted(made_for))})",
+                    f"Convert again with --delegate cpu+{asked}.",
+                )
+
+    def open(self, name: str, on_cpu: Callable[[], Graph], weight_cache: Path | None) -> Graph:
+        """The graph of component `name`; `on_cpu` opens the component's own graph there."""
+        component = self._bundle.manifest.component(name)
+        assert component is not None
+        passed_over: list[str] = []
+        dead: set[str] = set()  # delegates that opened nothing
+        for way in self._ways(component):
+            if way.delegate in dead:
+                continue
+            verdict = self._verdict(component, way)
+            if not verdict.refusal and not verdict.is_whole and self._require_whole:
+                taken = verdict.delegated or "only some"
+                verdict = replace(verdict, refusal=f"it takes {taken} of the operators")
+            if not verdict.refusal:
+                try:
+                    graph = self._opened(component, way, verdict, weight_cache)
+                except EdgeError as error:
+                    verdict = replace(verdict, refusal=error.message)
+                else:
+                    whole = verdict.is_whole
+                    use = DelegateUse(name, str(way), whole, verdict.delegated, tuple(passed_over))
+                    self.uses[name] = use
+                    return graph if self._require_whole else self._with_fallback(name, graph, way, on_cpu)
+            if not verdict.cosine:
+                dead.add(way.delegate)
+            passed_over.append(f"{way}: {verdict.refusal}")
+            _log.warning("%s does not run on %s: %s", name, way, verdict.refusal)
+        if self._require_whole and self._asked != CPU:
+            tried = "; ".join(passed_over) or f"it has no graph for {self._asked}"
+            raise CheckFailed(
+                f"{name} does not run whole on a delegate: {tried}",
+                "Leave --require-full-delegation out, or convert for what this device has; "
+                "`toolkit delegates` says what falls back and why.",
+            )
+        self.uses[name] = DelegateUse(name, CPU, True, passed_over=tuple(passed_over))
+        return on_cpu()
+
+    def _ways(self, component: Component) -> Iterator[Way]:
+        """In the order in which they are tried."""
+        if self._external is not None:
+            yield Way(component.delegate, external=self._external)
+            return
+        graphs = component.graphs
+        for graph in (*graphs[1:], graphs[0]):
+            target = graph.delegate.partition(":")[0]
+            if target == CPU or (self._asked != AUTO and not _is_for(graph.delegate, self._asked)):
+                continue
+            if target == "gpu":  # float16 is faster; where it is too coarse, float32 may do
+                yield Way(graph.delegate, Accelerator("gpu"))
+                yield Way(graph.delegate, Accelerator("gpu", float32=True))
+            elif target == "npu":
+                yield Way(graph.delegate, Accelerator("npu"))
+            else:
+                yield Way(graph.delegate)
+
+    def _verdict(self, component: Component, way: Way) -> Verdict:
+        if way.accelerator is None and way.external is None:
+            return Verdict(
+                f"this runtime brings no {way.delegate.partition(':')[0]} delegate; name its library: "
+                "--delegate external:PATH"
+            )
+        file = self._file(component, way)
+        kept = _read(file) if file else None
+        if kept is not None:
+            return kept
+        self._on_trial(f"{component.name} on {way}")
+        found = self._tried(component, way)
+        opened = found.cosine != 0
+        if found.refusal and not opened and way.accelerator is not None and not self._require_whole:
+            part = replace(way, accelerator=replace(way.accelerator, alone=False))
+            found = replace(self._tried(component, part), is_whole=False)
+        if file is not None:
+            with contextlib.suppress(OSError):  # a full disk: it is tried again next time
+                file.parent.mkdir(parents=True, exist_ok=True)
+                partial = file.with_suffix(f".{os.getpid()}.partial")
+                partial.write_text(json.dumps(asdict(found)) + "\n")
+                partial.replace(file)
+        return found
+
+    def _tried(self, component: Component, way: Way) -> Verdict:
+        return try_out(self._bundle, component.name, way, threads=self._threads, backend=self._backend)
+
+    def _opened(self, component: Component, way: Way, verdict: Verdict, weight_cache: Path | None) -> Graph:
+        if way.accelerator is not None:
+            way = replace(way, accelerator=replace(way.accelerator, alone=verdict.is_whole))
+        path = self._bundle.path(component.name, way.delegate)
+        sha256 = next(g.file.sha256 for g in component.graphs if g.delegate == way.delegate)
+        return open_way(path, way, self._threads, self._backend, weight_cache, self._verbose, sha256)
+
+    def _with_fallback(self, name: str, graph: Graph, way: Way, on_cpu: Callable[[], Graph]) -> Graph:
+        def failed(error: DelegateFailed) -> None:
+            _log.warning("%s goes on on the CPU: %s", name, error.message)
+            over = (*self.uses[name].passed_over, f"{way}: {error.message}")
+            self.uses[name] = DelegateUse(name, CPU, True, passed_over=over)
+
+        return FallbackGraph(graph, on_cpu, failed)
+
+    def _file(self, component: Component, way: Way) -> Path | None:
+        """Where the verdict is kept."""
+        if self._folder is None:
+            return None
+        graph = next(g for g in component.graphs if g.delegate == way.delegate)
+        runtime, cpu = choose(self._backend), cpu_features()
+        library = ""
+        if way.external is not None:
+            status = way.external.path.stat()
+            library = f"{way.external} {status.st_size} {status.st_mtime_ns}"
+        told = [
+            *(graph.file.sha256, component.sample.sha256, graph.least_cosine, str(way), library),
+            *(runtime.package, runtime.version, platform.release(), cpu.machine, sorted(cpu.names)),
+            # Which driver a loader of Vulkan takes.
+            os.environ.get("VK_ICD_FILENAMES", ""),
+            self._require_whole,
+        ]
+        return self._folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}.verdict"
+
+
+def _is_for(delegate: str, asked: str) -> bool:
+    """Whether a graph for `delegate` ("nnapi:30") is one for what is asked ("nnapi")."""
+    return delegate == asked or delegate.startswith(f"{asked}:")
+
+
+def _read(file: Path) -> Verdict | None:
+    """One that is cut, or of another version of ours, counts as none."""
+    try:
+        return Verdict(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
