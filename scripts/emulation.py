@@ -10,6 +10,7 @@ board's speed.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,9 @@ QEMU_SUITE = "bookworm-backports"
 ROOT_SUITE = "bookworm"
 ROOT_PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6", "zlib1g", "libc6")
 # pip matches each platform tag literally, so every tag a wheel may carry is named.
-PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
+PLATFORMS = ("manylinux_2_34", "manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 WHEELS = ("ai-edge-litert==2.3.0", "numpy>=2,<2.4", "pillow", "tokenizers", "jinja2", "typer")
+OLD_WHEELS = ("tflite-runtime==2.14.0", "numpy<2", "pillow", "tokenizers", "jinja2", "typer")
 PI4, PI5 = "cortex-a72", "cortex-a76"
 
 
@@ -58,6 +60,15 @@ class Emulator:
         command = [str(self.qemu), "-L", str(self.root), str(python), *arguments]
         return subprocess.run(command, env=inside, capture_output=True, text=True, check=False)
 
+    def launcher(self, path: Path) -> Path:
+        """Writes a program to `path` that starts this Python, for a child of it: QEMU hands a program for the
+        emulated CPU to this machine's kernel, which cannot run it. The environment must be its parent's."""
+        python = self.root / "usr/bin/python3.11"
+        command = shlex.join(map(str, [self.qemu, "-L", self.root, python]))
+        path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        path.chmod(0o755)
+        return path
+
 
 def prepare() -> Emulator:
     """Downloads and unpacks what is missing (150 MB, once); raises `Unavailable` when it cannot be had."""
@@ -67,7 +78,7 @@ def prepare() -> Emulator:
         / "usr/bin/qemu-aarch64"
     )
     root = unpacked("root-arm64", mirror, ROOT_SUITE, "arm64", ROOT_PACKAGES, dependencies=True)
-    return Emulator(qemu, root, wheels())
+    return Emulator(qemu, root, wheels("site-packages-arm64", WHEELS))
 
 
 def debian(*tools: str) -> tuple[str, str]:
@@ -173,9 +184,9 @@ def _apt(work: Path, kind: str, mirror: str, suite: str, arch: str) -> list[str]
     return apt
 
 
-def wheels() -> Path:
-    """Folder with the light install's aarch64 wheels, made once under the cache."""
-    target = CACHE / "site-packages-arm64"
+def wheels(name: str, packages: tuple[str, ...]) -> Path:
+    """Folder with the aarch64 wheels of `packages`, made once under the cache."""
+    target = CACHE / name
     if target.exists():
         return target
     with tempfile.TemporaryDirectory(dir=CACHE) as work:
@@ -184,7 +195,7 @@ def wheels() -> Path:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(site)]
         python = ["--python-version", "3.11", "--implementation", "cp"]
         abis = ["--abi", "cp311", "--abi", "abi3", "--abi", "none"]
-        run([*pip, "--only-binary=:all:", *python, *abis, *platforms, *WHEELS])
+        run([*pip, "--only-binary=:all:", *python, *abis, *platforms, *packages])
         site.rename(target)
     return target
 

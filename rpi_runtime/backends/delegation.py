@@ -44,11 +44,12 @@ class Delegation:
         after = self._plans.read()
         self._taken = [frozenset(new) - frozenset(old) for old, new in zip(before, after, strict=True)]
         self._left = [frozenset(old) - frozenset(new) for old, new in zip(before, after, strict=True)]
-        subgraph = -1
+        subgraphs = iter(enumerate(self._totals))
         for place, plan in enumerate(before):
             # Some that only other subgraphs call are not shown.
-            subgraph = self._totals.index(len(plan), subgraph + 1)
-            self._place[subgraph] = place
+            subgraph = next((number for number, total in subgraphs if total == len(plan)), None)
+            if subgraph is not None:
+                self._place[subgraph] = place
 
     def of(self, subgraph: int) -> Delegated:
         """What it has of this subgraph now: the runtime may take everything back."""
