@@ -19,10 +19,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 
-_STDERR = 2
+_STDOUT, _STDERR = 1, 2
 # One redirection at a time; a thread that already holds it may nest.
 _LOCK = threading.RLock()
 
@@ -38,8 +38,9 @@ _CONTINUED = "└ ".encode()  # LiteRT continues a WARNING on a line of its own
 
 
 @contextmanager
-def quiet(verbose: bool = False) -> Iterator[None]:
-    """Holds the native runtime's lines back while the block runs, but for its errors.
+def quiet(verbose: bool = False, *, also_stdout: bool = False) -> Iterator[None]:
+    """Holds the native runtime's lines back while the block runs, but for its errors; with `also_stdout`,
+    where its GPU accelerator writes, those on stdout, too.
 
     With `verbose` nothing is redirected. A crash of the process inside the block takes the held lines with
     it, so `verbose` is also the way to see a fatal message.
@@ -47,23 +48,31 @@ def quiet(verbose: bool = False) -> Iterator[None]:
     if verbose:
         yield
         return
-    with _LOCK:
-        _flush_python()
+    with _LOCK, ExitStack() as redirected:
+        redirected.enter_context(_filtered(_STDERR))
+        if also_stdout:
+            redirected.enter_context(_filtered(_STDOUT))
+        yield
+
+
+@contextmanager
+def _filtered(descriptor: int) -> Iterator[None]:
+    _flush_python()
+    try:
+        saved = os.dup(descriptor)
+    except OSError:  # the process has none: nothing to keep quiet
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), descriptor)
         try:
-            saved = os.dup(_STDERR)
-        except OSError:  # the process has no stderr: nothing to keep quiet
             yield
-            return
-        with tempfile.TemporaryFile() as held:
-            os.dup2(held.fileno(), _STDERR)
-            try:
-                yield
-            finally:
-                _flush_python()
-                os.dup2(saved, _STDERR)
-                os.close(saved)
-                held.seek(0)
-                _pass_on(foreign_lines(held.read()))
+        finally:
+            _flush_python()
+            os.dup2(saved, descriptor)
+            os.close(saved)
+            held.seek(0)
+            _pass_on(foreign_lines(held.read()), descriptor)
 
 
 @cache
@@ -94,11 +103,12 @@ def foreign_lines(text: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _pass_on(rest: bytes) -> None:
+def _pass_on(rest: bytes, descriptor: int) -> None:
     while rest:
-        rest = rest[os.write(_STDERR, rest) :]
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _flush_python() -> None:
-    if sys.stderr is not None:
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()

@@ -61,7 +61,7 @@ class CompiledGraph:
         self._verbose = verbose
         self._accelerator = accelerator
         self._runners: dict[tuple[str, BoundArrays | None], CompiledRunner] = {}
-        with quiet(verbose):
+        with quiet(verbose, also_stdout=accelerator is not None):
             options = _options(accelerator, threads, cache_file)
             with _told(f"{path.name}: LiteRT {choice.version}", accelerator):
                 self._model = _litert().CompiledModel.from_file(
@@ -163,7 +163,7 @@ class CompiledRunner:
         with _told(f"{self.signature.name}: LiteRT", self._accelerator):
             if self._first and not self._verbose:
                 # The first buffer written makes the runtime's own environment, with all its lines.
-                with quiet():
+                with quiet(also_stdout=self._accelerator is not None):
                     self._run(inputs)
                 silent_exit()
             else:

@@ -57,7 +57,8 @@ def outputs(graph: Graph) -> dict[str, np.ndarray]:
 
 
 def placed(library: str, options: dict[str, str], path: Path, log: Path, run: bool) -> dict[str, Any]:
-    """What runs where, by us, by the delegate and by the runtime, and how far the numbers are from the CPU's."""
+    """What runs where, told by us, by the delegate and by the runtime, and how far the numbers are from the
+    CPU's."""
     log.write_text("")
     delegate = ExternalDelegate(Path(library), tuple({**options, "log": str(log)}.items()))
     graph: Any = open_graph(path, delegate=delegate, threads=1)

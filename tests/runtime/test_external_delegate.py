@@ -1,11 +1,13 @@
-"""External delegates, with a real one that fails where it is told to: every failure is one message, what runs on
-it is what it says itself, and its numbers are the CPU's. With both packages, here and on an emulated Pi 5."""
+"""External delegates, with a real one that fails where it is told to: every failure is one message, what runs
+on it is what it says itself, and its numbers are the CPU's. With both packages, here and on an emulated Pi 5.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rpi_runtime.backends.external import ExternalDelegate
+from rpi_runtime.backends.external import ExternalDelegate, load
+from rpi_runtime.backends.interpreter import InterpreterGraph
 from rpi_runtime.backends.select import choose, open_graph
 from rpi_runtime.errors import DelegateFailed, ResourceError, UsageError
 from tests.conftest import script
@@ -68,7 +71,8 @@ CASES = {
         "no_delegate.so", slow=True,
     ),
     "crash at load": Case(
-        RESOURCE, r"crashed \(SIGSEGV\) while it was being loaded", environment={"EXTERNAL_DELEGATE_CRASH": "1"}
+        RESOURCE, r"crashed \(SIGSEGV\) while it was being loaded",
+        environment={"EXTERNAL_DELEGATE_CRASH": "1"},
     ),
     # Making it
     "no device": Case(
@@ -99,7 +103,7 @@ CASES = {
         options={"fail": "kernel"}, how="open",
     ),
     "invoke": Case(
-        FAILED, r"failed in 'one' \(.*fail at invocation 1; Node number 5 \(TestDelegate\) failed to invoke\.\)$",
+        FAILED, r"failed in 'one' \(.* at invocation 1; Node number 5 \(TestDelegate\) failed to invoke\.\)$",
         options={"fail": "invoke"}, how="open",
     ),
     "the third invoke": Case(
@@ -107,7 +111,8 @@ CASES = {
         options={"fail": "invoke", "invoke_after": "3"},
     ),
     "nodes that it cannot run": Case(
-        FAILED, r"failed in 'one' \(.*claimed nodes that it cannot run; ", options={"nodes": "0+3"}, how="open"
+        FAILED, r"failed in 'one' \(.*claimed nodes that it cannot run; ", how="open",
+        options={"nodes": "0+3"},
     ),
     "tried: prepare": Case(
         FAILED, PREPARED + r"it is prepared\)$", options={"fail": "prepare"}, with_graph=True, slow=True
@@ -263,3 +268,209 @@ def test_a_failure_is_one_message(told: dict[str, Any], name: str) -> None:
     assert (kind, bool(remedy)) == (case.kind, True)
     assert re.search(case.says, message), message
     assert "\n" not in message
+
+
+class TestWhatRunsWhere:
+    def test_the_graph_tells_what_the_delegate_got(self, told: dict[str, Any]) -> None:
+        for found in told["placed"].values():
+            assert found["delegated"] == {"one": [[0, 1, 3], 5, 2], "two": [[1], 2, 1]}
+            assert found["delegated_at_the_end"] == found["delegated"]
+            assert by_signature(found["log"]) == {0: [[0, 1], [3]], 1: [[1]]}
+            # The runtime itself tells of its first subgraph.
+            assert found["names"].count("DELEGATE") == 2
+            assert found["reason"] == "CompiledModel takes no external delegate"
+
+    def test_its_numbers_are_those_of_the_cpu(self, told: dict[str, Any]) -> None:
+        for name in ("as it is", "dynamic"):
+            assert max(told["placed"][name]["differences"].values()) <= 1e-6
+        assert min(told["placed"]["wrong"]["differences"].values()) > 0.5
+
+    def test_it_ran_and_was_given_back(self, told: dict[str, Any]) -> None:
+        for found in told["placed"].values():
+            assert found["log"][-1] == {"event": "destroyed", "invocations": 3}
+
+    def test_xnnpack_takes_what_remains_in_ai_edge_litert_only(self, told: dict[str, Any]) -> None:
+        """tflite-runtime applies it only to an Interpreter whose first subgraph is allocated as a whole."""
+        for found in told["placed"].values():
+            others = {"ai-edge-litert": 2, "tflite-runtime": 0}[found["package"]]
+            assert found["names_at_the_end"].count("DELEGATE") == 2 + others
+
+
+def by_signature(log: list[dict[str, Any]]) -> dict[int, list[list[int]]]:
+    """Of each subgraph the delegate's partitions, as it was given them."""
+    found: dict[int, list[list[int]]] = {}
+    for event in log:
+        if event["event"] == "partition":
+            found.setdefault(event["subgraph"], []).append(event["nodes"])
+    return found
+
+
+def test_graphs_of_a_bundle_run_on_it(guest: Guest, nano_bundle: Path, tmp_path: Path) -> None:
+    components = ("vrc",) if guest.is_emulated else ("vrc", "vision_base", "decoder")
+    asked = {
+        name: {
+            "library": str(guest.folder / "libtest_delegate.so"),
+            "options": {},
+            "graph": str(nano_bundle / f"{name}.tflite"),
+            "run": True,
+        }
+        for name in components
+    }
+    for name, found in guest.ask(tmp_path, placed=asked)["placed"].items():
+        partitions = by_signature(found["log"])
+        for subgraph, (nodes, total, count) in enumerate(found["delegated"].values()):
+            assert 0 < len(nodes) < total, name
+            assert sorted(n for partition in partitions[subgraph] for n in partition) == nodes
+            assert len(partitions[subgraph]) == count
+        for signature, difference in found["differences"].items():
+            assert difference <= 1e-3 * found["largest"][signature], (name, signature)
+        assert found["log"][-1]["invocations"] == sum(map(len, partitions.values()))
+
+
+def test_whatever_is_claimed_is_what_the_graph_tells(guest: Guest, nano_bundle: Path, tmp_path: Path) -> None:
+    """The runtime joins what may run together: three claims of the decoder, and one of a single signature."""
+    if guest.is_emulated:
+        pytest.skip("it would take too long, emulated")
+    random = np.random.default_rng(0)
+    claims: dict[str, dict[str, str]] = {
+        str(share): {"nodes": "+".join(str(n) for n in range(456) if random.random() < share)}
+        for share in (0.1, 0.5, 0.9)
+    }
+    claims["one"] = {"nodes": "3+4+5+99", "subgraph": "2"}
+    asked = {
+        name: {
+            "library": str(guest.folder / "libtest_delegate.so"),
+            "options": options,
+            "graph": str(nano_bundle / "decoder.tflite"),
+            "run": False,
+        }
+        for name, options in claims.items()
+    }
+    for name, found in guest.ask(tmp_path, placed=asked)["placed"].items():
+        partitions = by_signature(found["log"])
+        selected = {e["subgraph"]: e["selected"] for e in found["log"] if e["event"] == "prepare"}
+        assert len(found["delegated"]) == len(selected) == 4
+        for subgraph, (nodes, total, count) in enumerate(found["delegated"].values()):
+            assert nodes == selected[subgraph]
+            assert total in (389, 456)
+            assert count == len(partitions.get(subgraph, []))
+        assert found["delegated_at_the_end"] == found["delegated"], name
+    assert [d[2] > 0 for d in found["delegated"].values()] == [False, False, True, False]
+
+
+class TestInThisProcess:
+    """With ai-edge-litert."""
+
+    @pytest.fixture
+    def library(self, libraries: Callable[[str], Path]) -> Path:
+        return libraries("host") / "libtest_delegate.so"
+
+    def run(self, graph: Any, name: str = "one") -> np.ndarray[Any, Any]:
+        signature = graph.signatures[name]
+        inputs = {t.name: np.full(t.shape, 0.5, np.float32) for t in signature.inputs}
+        found: np.ndarray[Any, Any] = graph.runner(name).run(inputs)["z"]
+        return found
+
+    def test_after_a_failure_the_delegate_is_given_back_and_the_cpu_goes_on(
+        self, library: Path, small: Path, tmp_path: Path
+    ) -> None:
+        log = tmp_path / "log"
+        delegate = ExternalDelegate(library, (("fail", "invoke"), ("invoke_after", "3"), ("log", str(log))))
+        graph = open_graph(small, delegate=delegate)
+        first = self.run(graph)
+        with pytest.raises(DelegateFailed, match="invocation 3") as caught:
+            self.run(graph)
+        graph.close()
+        assert caught.tb is not None, "and it holds the runner that failed"
+        assert json.loads(log.read_text().splitlines()[-1])["event"] == "destroyed"
+        graph = open_graph(small)
+        assert graph.delegated == {}
+        np.testing.assert_allclose(self.run(graph), first, rtol=1e-6)
+
+    def test_while_somebody_holds_the_interpreter_its_delegate_stays(
+        self, library: Path, small: Path, tmp_path: Path
+    ) -> None:
+        log = tmp_path / "log"
+        graph = open_graph(small, delegate=ExternalDelegate(library, (("log", str(log)),)))
+        assert isinstance(graph, InterpreterGraph)
+        held = graph._interpreter._interpreter
+        trials = log.read_text().count("destroyed")
+        graph.close()
+        assert log.read_text().count("destroyed") == trials
+        held.Invoke(held.GetSubgraphIndexFromSignature("one"))
+
+    def test_nothing_is_asked_to_destroy_null(self, library: Path) -> None:
+        """Which the runtime's own loader does: it ends the process where a vendor did not expect that."""
+        with pytest.raises(ResourceError, match="no device found"):
+            load(ExternalDelegate(library, (("fail", "create"),)))
+        code = (
+            "import sys; from ai_edge_litert.interpreter import load_delegate\n"
+            "load_delegate(sys.argv[1], {'fail': 'create'})"
+        )
+        done = subprocess.run([sys.executable, "-c", code, str(library)], capture_output=True, check=False)
+        assert done.returncode == -signal.SIGSEGV
+
+    def test_one_that_cannot_be_prepared_twice_is_told(self, library: Path, small: Path) -> None:
+        """XNNPACK has all prepared again, and the runtime then drops the delegate with an INFO line."""
+        graph = open_graph(small, delegate=ExternalDelegate(library, (("fail", "again"),)))
+        assert graph.delegated["one"].partitions == 2
+        with pytest.raises(DelegateFailed, match="a second time, as XNNPACK asks"):
+            graph.runner("one")
+        assert graph.delegated["one"].partitions == 0
+        graph.close()
+
+    def test_it_is_tried_once_for_all_graphs(self, library: Path, small: Path, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        delegate = ExternalDelegate(library, (("log", str(log)),))
+        for _ in range(3):
+            open_graph(small, delegate=delegate).close()
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        processes = [e["process"] for e in events if e["event"] == "created"]
+        assert processes[0] != os.getpid()
+        assert processes[1:] == [os.getpid()] * 3
+
+    def test_it_may_bring_an_operator_that_no_runtime_has(self, library: Path, tmp_path: Path) -> None:
+        """As graphs compiled for one accelerator have."""
+        shapes = dict.fromkeys(["x", "a", "z"], (2, 3))
+        own = Small("own", shapes, (Op("VendorOp", ("x",), "a"), Op("ABS", ("a",), "z")), ("x",))
+        path = write(tmp_path / "own.tflite", [own])
+        graph = open_graph(path, delegate=ExternalDelegate(library, (("nodes", "0"), ("dynamic", "1"))))
+        assert (graph.delegated["own"].nodes, graph.delegated["own"].total_nodes) == ((0,), 2)
+        with pytest.raises(DelegateFailed, match="claimed nodes that it cannot run"):
+            self.run(graph, "own")
+
+    def test_an_interpreter_is_chosen_for_it(self, library: Path, small: Path) -> None:
+        choice = choose("auto", external=True)
+        assert (choice.name, choice.package) == ("interpreter", "ai-edge-litert")
+        assert choice.reason == "CompiledModel takes no external delegate"
+        with pytest.raises(UsageError, match="'compiled' takes no external delegate"):
+            open_graph(small, backend="compiled", delegate=ExternalDelegate(library))
+        assert open_graph(small, backend="compiled").delegated == {}
+
+
+class TestParse:
+    def test_a_path_alone_or_with_options(self) -> None:
+        assert ExternalDelegate.parse("external:/a/b.so") == ExternalDelegate(Path("/a/b.so"))
+        text = "external:b.so:device=usb:0,log=/tmp/x=y"
+        parsed = ExternalDelegate.parse(text)
+        assert parsed.path == Path("b.so")
+        assert parsed.options == (("device", "usb:0"), ("log", "/tmp/x=y"))
+        assert str(parsed) == text
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("nnapi", "'nnapi' names no external delegate"),
+            ("external:", "names no external delegate"),
+            ("external::a=b", "names no external delegate"),
+            ("external:b.so:", "the option '' is not key=value"),
+            ("external:b.so:fast", "the option 'fast' is not key=value"),
+            ("external:b.so:=1", "the option '=1' is not key=value"),
+            ("external:b.so:a=1,", "the option '' is not key=value"),
+            ("external:b.so:a=1,a=2", "the option 'a' is there twice"),
+        ],
+    )
+    def test_anything_else_is_wrong_usage(self, text: str, says: str) -> None:
+        with pytest.raises(UsageError, match=re.escape(says)) as caught:
+            ExternalDelegate.parse(text)
+        assert "external:PATH" in caught.value.remedy

@@ -134,3 +134,14 @@ def test_the_runtimes_own_lines_are_known(line: str) -> None:
 )
 def test_lines_that_may_be_anybodys_are_kept(line: str) -> None:
     assert foreign_lines(line.encode() + b"\n") == line.encode() + b"\n"
+
+
+def test_stdout_is_kept_quiet_only_where_it_is_asked_for(capfd: pytest.CaptureFixture[str]) -> None:
+    for also_stdout in (False, True):
+        with quiet(also_stdout=also_stdout):
+            print("an answer", flush=True)
+            os.write(1, b"INFO: Failed to load OpenCL library with dlopen: libOpenCL.so\n")
+            print("its end")
+    out = capfd.readouterr().out.splitlines()
+    native = "INFO: Failed to load OpenCL library with dlopen: libOpenCL.so"
+    assert out == ["an answer", native, "its end", "an answer", "its end"]
