@@ -197,7 +197,7 @@ def variants_bundle(make_once: MakeOnce) -> Path:
                 components=("vrc", "vision_base", "decoder"),
                 tile_sides=(96, 64),
                 prefill_tokens=(8,),
-                contexts=(96,),
+                contexts=(160,),
                 delegate="vrc=nnapi,vision=cpu+gpu+nnapi,decoder=cpu+gpu",
             )
         )

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
+import random
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +17,12 @@ from delegates.graph import GraphTensor, Operator, Subgraph
 from delegates.partition import largest, partitions
 from delegates.placement import place
 from delegates.rules import Refusal
+from rpi_runtime.backends.external import ExternalDelegate
+from rpi_runtime.backends.interpreter import InterpreterGraph
+from rpi_runtime.backends.select import choose
+from rpi_runtime.bundle import Bundle
+from rpi_runtime.tflite_file import read
+from tests.conftest import script
 
 NO = (Refusal("no", "none"),)
 
@@ -96,3 +107,43 @@ def test_what_a_partition_reads_was_made_before_it(made: tuple[Subgraph, set[int
         assert set(part.inputs) <= known
         known |= set(part.outputs)
     assert set(subgraph.outputs) <= known
+
+
+# Against the runtime
+
+
+def cut_by_the_runtime(graph: Path, library: Path, subgraph: int, taken: set[int]) -> list[dict[str, Any]]:
+    """What TFLite hands a delegate that takes these operators of one subgraph: its partitions."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        nodes = "+".join(map(str, sorted(taken)))
+        options = (("log", str(log)), ("subgraph", str(subgraph)), ("nodes", nodes))
+        delegate = ExternalDelegate(library, options)
+        choice = choose("interpreter")
+        InterpreterGraph(graph, threads=1, verbose=False, choice=choice, delegate=delegate).close()
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+    return [event for event in events if event["event"] == "partition"]
+
+
+@pytest.mark.emulation
+@pytest.mark.parametrize("component", ["vrc", "vision_base", "decoder"])
+def test_the_runtime_cuts_our_graphs_the_same_way(component: str, nano_bundle: Path) -> None:
+    emulation = script("emulation")
+    script("nnapi_delegate")
+    try:
+        library = script("external_delegate").prepare()
+    except emulation.Unavailable as reason:
+        pytest.skip(f"the external delegate cannot be built here: {reason}")
+    path = Bundle.open(nano_bundle).path(component)
+    drawn = random.Random(0)
+    for number, subgraph in enumerate(read(path, details=True).subgraphs[:3]):
+        everything = range(len(subgraph.operators))
+        for share in (0.5, 0.9, 0.97):
+            taken = {operator for operator in everything if drawn.random() < share}
+            found = cut_by_the_runtime(path, library, number, taken)
+            ours = [part for part in partitions(subgraph, taken) if part.is_delegated]
+            assert [event["nodes"] for event in found] == [list(part.operators) for part in ours]
+            for event, part in zip(found, ours, strict=True):
+                inputs = {t for t in event["inputs"] if t >= 0 and not subgraph.tensors[t].is_constant}
+                assert inputs == set(part.inputs)
+                assert set(event["outputs"]) == set(part.outputs)
