@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from delegates.placement import PlacedOperator, Placement, place
@@ -64,7 +65,8 @@ def placements_of(
     `most_partitions` is what the delegate keeps, if not its own number. Raises `UsageError` where there is
     neither, and `BundleError`."""
     most = target.description.most_partitions if most_partitions is None else most_partitions
-    found = [placed for name, file in _graphs(path, only) for placed in _placed(name, file, target, most)]
+    graphs = _graphs(path, only, target)
+    found = [placed for name, file in graphs for placed in _placed(name, file, target, most)]
     description = target.description
     return Placements(
         str(path), str(target), target.title, description.warning, description.source, tuple(found)
@@ -143,7 +145,9 @@ def _share(text: str) -> float:
     return share
 
 
-def _graphs(path: Path, only: str) -> Iterator[tuple[str, Path]]:
+def _graphs(path: Path, only: str, target: Target) -> Iterator[tuple[str, Path]]:
+    """What they are called, and their files: of each component of a bundle the graph that was made for
+    `target`, or its own."""
     if path.is_dir():
         if not (path / MANIFEST_FILE).exists():
             raise UsageError(
@@ -155,13 +159,24 @@ def _graphs(path: Path, only: str) -> Iterator[tuple[str, Path]]:
         names = [component.name for component in bundle.manifest.components]
         if only and only not in names:
             raise nearest(only, names, "component of this bundle")
-        yield from ((name, bundle.path(name)) for name in names if only in ("", name))
+        for component in bundle.manifest.components:
+            if only in ("", component.name):
+                made_for = min((g.delegate for g in component.graphs), key=partial(_distance, target))
+                title = component.name if made_for == "cpu" else f"{component.name} for {made_for}"
+                yield title, bundle.path(component.name, made_for)
         return
     if not path.exists():
         raise UsageError(f"{path} does not exist", "Name a bundle folder or a .tflite file.")
     if only:
         raise UsageError(f"{path} is one graph, not a bundle", "Leave --component out.")
     yield path.name, path
+
+
+def _distance(target: Target, delegate: str) -> int:
+    """Of a graph that was made for `delegate` from one for `target`."""
+    if delegate == str(target):
+        return 0
+    return 1 if delegate.partition(":")[0] == target.delegate else 2
 
 
 def _placed(name: str, file: Path, target: Target, most: int | None) -> Iterator[Placement]:
