@@ -28,6 +28,7 @@ class GraphTensor:
     buffer: int  # index into TfliteFile.buffers; an empty buffer means activations
     is_constant: bool = False  # its data is in the file
     quantization: Quantization | None = None
+    block: int = 0  # inputs per scale where weights are quantised by blocks, which have no `quantization`
 
     @property
     def numbers(self) -> int:

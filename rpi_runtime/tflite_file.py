@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 from delegates.graph import GraphTensor, Operator, Quantization, Subgraph
 from rpi_runtime.errors import BundleError
 from rpi_runtime.manifest import Signature, Tensor
-from rpi_runtime.tflite_names import CUSTOM, DTYPES, OPERATORS, OPTIONS
+from rpi_runtime.tflite_names import BLOCKWISE, CUSTOM, DTYPES, OPERATORS, OPTIONS
 
 # A bound on the work: tables read, plus an eighth of all numbers and a 64th of all characters. Vectors may
 # share tables, so a small hostile file could otherwise ask for billions of them. A decoder of 28 layers with
@@ -324,8 +324,8 @@ def _tensor(table: _Table, buffers: tuple[Buffer, ...], details: bool) -> GraphT
     held = buffers[buffer].bytes if buffers else 0
     if held and not is_sparse and held * 8 < bits * math.prod(shape):
         _fail(f"tensor {name!r}, {dtype} {list(shape)}, has only {held} bytes of data")
-    quantization = _quantization(table.table(4)) if details else None
-    return GraphTensor(name, shape, dtype, buffer, held > 0, quantization)
+    scales = table.table(4) if details else None
+    return GraphTensor(name, shape, dtype, buffer, held > 0, _quantization(scales), _block(scales))
 
 
 def _quantization(table: _Table | None) -> Quantization | None:
@@ -334,6 +334,13 @@ def _quantization(table: _Table | None) -> Quantization | None:
     channels, scale = table.first(2, "f")
     _, zero_point = table.first(3, "q")
     return Quantization(scale, zero_point, channels, table.number(6)) if channels else None
+
+
+def _block(table: _Table | None) -> int:
+    """Inputs per scale, 0 where weights are not quantised by blocks."""
+    details = table.table(5) if table is not None and table.number(4, "B") == BLOCKWISE else None
+    size: int = details.number(2) if details else 0
+    return size
 
 
 def _signature(table: _Table, subgraphs: tuple[Subgraph, ...]) -> tuple[Signature, int]:

@@ -38,6 +38,7 @@ _NAMES = """
 OPERATORS = tuple(_NAMES.split())
 
 CUSTOM = 32  # the operator code whose name stands in the file
+BLOCKWISE = 2  # the kind of quantisation details that has one scale per block of inputs
 
 # By TensorType code: NumPy's name, or the schema's in lower case where NumPy has none, and bits per element.
 DTYPES: tuple[tuple[str, int], ...] = (
