@@ -6,12 +6,11 @@ nothing else. It is what `ai_edge_litert.aot` runs, too. Only the wheel for x86-
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
-import mmap
 import os
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -20,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from converters.cache_order import drop_stale_order
 from delegates.npu import JUDGED, VENDORS, Vendor, verdicts
 from rpi_runtime.errors import BundleError, CheckFailed, EdgeError, ResourceError, nearest
 from rpi_runtime.tflite_file import read
@@ -27,9 +27,8 @@ from rpi_runtime.tflite_file import read
 DISPATCH = "DISPATCH_OP"  # the operator that stands for a partition
 _TOOL = "tools/apply_plugin_main"
 _NEURON_9 = ("mt6993",)  # every other SoC of MediaTek is compiled for with version 8 of its SDK
-_CONTROL = "model_control_dependencies"
 _SELECTED = re.compile(
-    r"Partitioned subgraph<(\d+)>, selected (\d+) ops, from a total of (\d+) ops. resulted in (\d+)"
+    r"Partitioned subgraph<\d+>, selected (\d+) ops, from a total of (\d+) ops. resulted in (\d+) partitions"
 )
 
 
@@ -81,9 +80,8 @@ def compile_for(
     before = read(graph)
     folder = libraries or sdk_libraries(known, model)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
-        source, made = Path(scratch) / "source.tflite", Path(scratch) / "made.tflite"
-        copy_without_control_dependencies(graph, source)
-        run = run_plugin("apply", source, known, model, made, folder, flags or {})
+        made = Path(scratch) / "made.tflite"
+        run = run_plugin("apply", graph, known, model, made, folder, flags or {})
         if run.returncode:
             raise _failure(run, known, graph)
         try:
@@ -95,6 +93,7 @@ def compile_for(
             ) from None
         if not any(o.name == DISPATCH for s in after.subgraphs for o in s.operators):
             raise _nothing_taken(known, graph)
+        drop_stale_order(made, graph)  # plugins keep it, and no runtime opens the graph with it
         size = made.stat().st_size
         made.replace(output)
     if len(run.shares) != len(before.subgraphs):
@@ -122,12 +121,13 @@ def sdk_libraries(vendor: Vendor, soc: str) -> Path:
             f"compiling for {vendor.maker} needs its SDK, which is not installed",
             f"Run: pip install {vendor.sdk}",
         ) from None
-    if vendor.name == "openvino":
-        folder: Path | None = Path(str(module.__file__)).parent / "libs"
-    elif vendor.name == "mediatek":
-        folder = module.path_to_sdk_libs("v9" if soc in _NEURON_9 else "v8")
-    else:
-        folder = module.path_to_sdk_libs()
+    with contextlib.redirect_stderr(None):  # they warn of what is said below
+        if vendor.name == "openvino":
+            folder: Path | None = Path(str(module.__file__)).parent / "libs"
+        elif vendor.name == "mediatek":
+            folder = module.path_to_sdk_libs("v9" if soc in _NEURON_9 else "v8")
+        else:
+            folder = module.path_to_sdk_libs()
     if folder is None or not any(folder.glob("*.so*")):
         raise ResourceError(
             f"{vendor.sdk} is installed without its libraries: installing it downloads them from "
@@ -186,18 +186,6 @@ def _package() -> Path:
     return Path(spec.origin).parent
 
 
-def copy_without_control_dependencies(graph: Path, copy: Path) -> None:
-    """Copies a graph and hides its metadata about the order of operators: plugins keep it as it is, and with
-    the operators' numbers changed no runtime opens the result."""
-    shutil.copyfile(graph, copy)
-    name = _CONTROL.encode()
-    with copy.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-        at = -1
-        while _CONTROL in read(copy).metadata and (at := data.find(name, at + 1)) >= 0:
-            data[at] = ord("_")
-            data.flush()
-
-
 def _failure(run: Run, vendor: Vendor, graph: Path) -> EdgeError:
     if run.returncode < 0:
         name = signal.Signals(-run.returncode).name
@@ -212,7 +200,10 @@ def _failure(run: Run, vendor: Vendor, graph: Path) -> EdgeError:
         )
     if run.shares and not any(share.taken for share in run.shares):
         return _nothing_taken(vendor, graph)
-    return ResourceError(f"{vendor.maker}'s plugin cannot compile {graph.name}: {_reason(run.log)}")
+    return ResourceError(
+        f"{vendor.maker}'s plugin cannot compile {graph.name}: {_reason(run.log)}",
+        f"What is known of it: {'; '.join(vendor.limits)}.",
+    )
 
 
 def _nothing_taken(vendor: Vendor, graph: Path) -> CheckFailed:

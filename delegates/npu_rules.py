@@ -78,7 +78,8 @@ def _is_neuron_type(tensor: GraphTensor) -> bool:
 
 def _narrow_weights(node: Node, level: int) -> Refusal | None:
     weights = node.input(1)
-    if node.input(0).dtype != "float32" or weights.dtype not in ("int4", "int2"):
+    is_float = node.input(0).dtype == node.outputs[0].dtype == "float32"
+    if not is_float or weights.dtype not in ("int4", "int2"):
         return None
     return Refusal(f"its weights are {weights.dtype} and its input is float32", QUANTIZE)
 
@@ -108,9 +109,17 @@ def _unquantised(node: Node, level: int) -> Refusal | None:
 
 def _per_tensor_input(node: Node, level: int) -> Refusal | None:
     quantization = node.input(0).quantization
-    if quantization is None or quantization.channels == 1:
+    if quantization is None or quantization.channels == 1 or node.input(0).dtype.startswith("float"):
         return None
     return Refusal(f"its input has {quantization.channels} scales", "Quantise activations per tensor.")
+
+
+def _padded_input(node: Node, level: int) -> Refusal | None:
+    tensor = node.input(0)
+    scaled = tensor.quantization is not None and tensor.dtype in ("int8", "uint8", "int16", "uint16")
+    if scaled or tensor.dtype in ("float32", "float16"):
+        return None
+    return Refusal(f"its input is {told(tensor)}, which has no padding value", "Pad before casting.")
 
 
 def _leaky_input(node: Node, level: int) -> Refusal | None:
@@ -140,12 +149,12 @@ def _names(words: str) -> Rules:
 
 _AXES = (constant(1, "the axes", "int32"),)
 _PADDED = (
-    input_is("float32", "float16", "int8", "uint8", "int16", "uint16"),
+    _padded_input,
     constant(1, "the paddings"),
     _per_tensor_input,
 )
 _BLOCKS = (constant(1, "the block"), constant(2, "the crops or paddings"))
-_INDEX = (constant(1, "the axis"),)
+_INDEX = (constant(1, "the axis", "int32", "int64"),)
 
 _QUALCOMM: Rules = {
     **_names("""
@@ -192,7 +201,7 @@ _QUALCOMM: Rules = {
     ),
     "SUM": _AXES,
     "TILE": (constant(1, "the multiples"),),
-    "TOPK_V2": (constant(1, "k", "int32"), _numbers(1, 1, "k")),
+    "TOPK_V2": (constant(1, "k", "int32", "uint32"), _numbers(1, 1, "k")),
     "TRANSPOSE": (constant(1, "the permutation"),),
 }
 

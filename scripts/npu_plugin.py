@@ -11,6 +11,7 @@ own rules.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 import tempfile
@@ -66,6 +67,15 @@ class NpuPlugin:
             made = Path(scratch) / "made.tflite"
             done = run_plugin("partition", graph, self.vendor, self.soc, made, self.libraries, {})
         return [share.taken for share in done.shares]
+
+    def socs(self) -> tuple[str, ...]:
+        """The SoCs that it says it knows."""
+        nowhere = Path()
+        done = run_plugin("info", nowhere, self.vendor, self.soc, nowhere, self.libraries, {"o": "--"})
+        told = re.search(r"LiteRtCompilerPlugin > .*? \| (.*)", done.log)
+        if told is None:
+            raise ResourceError(f"{self.vendor.maker}'s plugin does not tell its SoCs")
+        return tuple(re.findall(r'"([^"]+)"', told[1]))
 
 
 def prepare(vendor: str) -> NpuPlugin:
