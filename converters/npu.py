@@ -166,16 +166,21 @@ def run_plugin(
         **flags,
     }
     searched = [str(libraries), str(package), os.environ.get("LD_LIBRARY_PATH", "")]
-    environment = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, searched))}
-    done = subprocess.run(
-        [str(tool), *(f"--{name}={value}" for name, value in given.items())],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    # MediaTek's plugin leaves a folder behind when it fails, and removes this one when it does not.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        done = subprocess.run(
+            [str(tool), *(f"--{name}={value}" for name, value in given.items())],
+            env={
+                **os.environ,
+                "LD_LIBRARY_PATH": os.pathsep.join(filter(None, searched)),
+                "MTKNN_ADAPTER_DLA_DIR": scratch,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
     return Run(done.returncode, done.stdout)
 
 
@@ -198,8 +203,9 @@ def _failure(run: Run, vendor: Vendor, graph: Path) -> EdgeError:
             f"{vendor.maker}'s compiler plugin cannot be loaded: {_reason(run.log)}",
             f"Is {vendor.sdk} of the same release as ai-edge-litert?",
         )
-    if run.shares and not any(share.taken for share in run.shares):
-        return _nothing_taken(vendor, graph)
+    said = _nothing_taken(vendor, graph)
+    if (run.shares and not any(share.taken for share in run.shares)) or "whole graph" in said.remedy:
+        return said
     return ResourceError(
         f"{vendor.maker}'s plugin cannot compile {graph.name}: {_reason(run.log)}",
         f"What is known of it: {'; '.join(vendor.limits)}.",
