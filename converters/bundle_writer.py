@@ -104,7 +104,7 @@ def _component(name: str, plan: Plan, results: Results, file: _Named) -> Compone
 def _graph(variant: PlannedVariant, results: Results, file: _Named) -> Variant:
     name = variant.name
     return Variant(
-        file=file(f"{name}.tflite", f"quantize {name}", "graph"),
+        file=file(f"{name}.tflite", f"{'compile' if variant.target.soc else 'quantize'} {name}", "graph"),
         recipe=variant.recipe.name,
         bits_per_weight=results[f"quantize {name}"].value["bits_per_weight"],
         delegate=str(variant.target),

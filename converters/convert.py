@@ -151,7 +151,7 @@ def _report(
 ) -> ConvertReport:
     components = []
     for variant in decided.variants:
-        names = (f"{kind} {variant.name}" for kind in ("export", "quantize", "check"))
+        names = (f"{kind} {variant.name}" for kind in ("export", "quantize", "check", "compile"))
         own = [results[name] for name in names if name in results]  # an export may be shared
         component = next(c for c in manifest.components if c.name == variant.component)
         graphs = {graph.delegate: graph for graph in component.graphs}

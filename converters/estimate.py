@@ -64,6 +64,7 @@ _FACTORS = {
     "quantize decoder": _Factor(780 * _MB, per_head_byte=1.65),
     "check": _Factor(880 * _MB, 0.3),
     "check decoder": _Factor(1300 * _MB),  # and the graph
+    "compile": _Factor(400 * _MB, 4.0),
     "embedding": _Factor(560 * _MB, 0.8),
     "text": _Factor(400 * _MB),
 }
@@ -101,14 +102,14 @@ def _need(stage: Stage, plan: Plan, parameters: Mapping[str, int]) -> StageNeed:
     memory = factor.libraries_bytes + int(
         factor.per_weight_byte * weight_bytes + factor.per_head_byte * 4 * parameters["embedding"]
     )
-    bits = _bits(plan.variant(name).recipe) if kind in ("quantize", "check") else 32.0
+    bits = _bits(plan.variant(name).recipe) if kind in ("quantize", "check", "compile") else 32.0
     if kind == "check" and component == DECODER:  # the mapped file and its packed copy
         memory += int(2 * weight_bytes * bits / 32)
     if kind == "quantize" and component == DECODER:  # 4 bits are packed at the end
         memory += int(weight_bytes * max(9.0, bits) / 32)
     if kind == "export":
         disk = weight_bytes
-    elif kind == "quantize":
+    elif kind in ("quantize", "compile"):
         disk = int(weight_bytes * bits / 32)
     elif kind == "embedding":
         disk = parameters["embedding"] * {HEAD: 0, "int8": 1, "fp16": 2}[plan.embedding]

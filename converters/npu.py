@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converters.cache_order import drop_stale_order
-from delegates.npu import JUDGED, VENDORS, Vendor, verdicts
+from delegates.npu import JUDGED, ON_CPU, VENDORS, Vendor, verdicts
 from rpi_runtime.errors import BundleError, CheckFailed, EdgeError, ResourceError, nearest
 from rpi_runtime.tflite_file import read
 
@@ -77,6 +77,9 @@ def compile_for(
     `output` is whole or not there.
     """
     known, model = target(vendor, soc)
+    if model == ON_CPU:  # which the plugin asks for otherwise
+        flags = {"intel_openvino_graph_backends": "cpu", **(flags or {})}
+        model = known.socs[0]
     before = read(graph)
     folder = libraries or sdk_libraries(known, model)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:

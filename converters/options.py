@@ -138,12 +138,12 @@ def parse_delegates(text: str, nnapi_level: int | None = None) -> dict[str, tupl
 
 def _target(text: str, nnapi_level: int | None) -> Target:
     is_nnapi = text.strip() == "nnapi"
-    target = parse_target(text, nnapi_level if is_nnapi else None)
-    if target.delegate == "external":
+    if text.strip().startswith("external"):
         raise UsageError(
             "nothing is converted for an external delegate: it takes what its own library says",
             "Convert for cpu, and name the library when running: toolkit run --delegate external:PATH.",
         )
+    target = parse_target(text, nnapi_level if is_nnapi else None)
     return target
 
 

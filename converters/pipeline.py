@@ -69,7 +69,9 @@ def stages_of(plan: Plan, checkpoint: Path, known: dict[str, Any]) -> list[Stage
     stages: list[Stage] = []
     exports: dict[str, Stage] = {}  # by what they depend on: variants share them
     for variant in plan.variants:
-        component, graph = variant.component, f"bundle/{variant.name}.tflite"
+        component, target = variant.component, variant.target
+        compiled = bool(target.soc)  # ahead of time; without a SoC the device's plugin compiles
+        graph = f"{'work' if compiled else 'bundle'}/{variant.name}.tflite"
         shapes = shapes_for(component, plan)
         about = {"component": component, "shapes": shapes}
         recipe = {"recipe": asdict(variant.recipe)}
@@ -105,6 +107,17 @@ def stages_of(plan: Plan, checkpoint: Path, known: dict[str, Any]) -> list[Stage
             quantize_stage,
             check_stage(variant.name, shapes, recipe, where, graph, quantize_stage, sample=sample),
         ]
+        if compiled:
+            stages.append(
+                Stage(
+                    f"compile {variant.name}",
+                    f"{__name__}:compile_ahead",
+                    {"vendor": target.vendor, "soc": target.soc},
+                    {"graph": graph},
+                    {"graph": f"bundle/{variant.name}.tflite"},
+                    (quantize_stage,),
+                )
+            )
     if DECODER in plan.components:
         quantize_decoder = next(stage for stage in stages if stage.name == f"quantize {DECODER}")
         stages.append(_embedding_stage(plan, source, where, quantize_decoder))
@@ -232,6 +245,13 @@ def check(options: dict[str, Any], inputs: Places, outputs: Places) -> list[dict
     if "sample" in outputs:
         write_sample(options["component"], _open(inputs), _export_options(options), outputs["sample"])
     return [asdict(parity) for parity in found]
+
+
+def compile_ahead(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[str, Any]:
+    from converters.npu import compile_for
+
+    made = compile_for(inputs["graph"], options["vendor"], options["soc"], outputs["graph"])
+    return {"subgraphs": [asdict(share) for share in made.subgraphs]}
 
 
 def embedding(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[str, Any]:

@@ -46,6 +46,8 @@ _MEDIATEK = """
     mt8189
 """
 
+ON_CPU = "CPU"  # OpenVINO's other backend, for boards without an NPU
+
 VENDORS = {
     vendor.name: vendor
     for vendor in (
@@ -91,7 +93,7 @@ VENDORS = {
             sdk="openvino==2026.3.1",
             sdk_module="openvino",
             sdk_source="",
-            socs=("PTL", "LNL"),
+            socs=("PTL", "LNL", ON_CPU),
             precision="as OpenVINO likes best on the device: bfloat16 on a CPU that has it",
             limits=(
                 "a graph whose input has 6 dimensions or more is refused whole",

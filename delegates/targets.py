@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from delegates import nnapi
+from delegates import nnapi, npu
 from delegates.graph import Subgraph
 from delegates.rules import Refusal
 
@@ -59,7 +59,9 @@ class Target:
         """In words."""
         if self.delegate == "nnapi":
             return f"NNAPI, feature level {self.nnapi_level} ({nnapi.LEVELS[self.nnapi_level]})"
-        return " ".join(filter(None, (self.description.title, self.vendor, self.soc)))
+        if self.vendor:
+            return " ".join(filter(None, (npu.VENDORS[self.vendor].maker, self.soc, "NPU")))
+        return self.description.title
 
 
 CPU = Target("cpu")
@@ -86,6 +88,15 @@ DELEGATES = {
             source="",
         ),
         Delegate(
+            "npu",
+            "the NPU",
+            loaded="LiteRT's dispatch library of the vendor, for graphs that its compiler plugin compiled",
+            precision="that of the vendor's compiler",
+            cosine=0.98,
+            lowering="int8 weights and activations, static shapes; compiled ahead of time for one SoC",
+            source="the compiler plugins of ai-edge-litert 2.3.0",
+        ),
+        Delegate(
             "nnapi",
             "NNAPI",
             loaded="TFLite's NNAPI delegate, with libneuralnetworks.so of the phone",
@@ -102,6 +113,8 @@ DELEGATES = {
 
 def verdicts(subgraph: Subgraph, target: Target) -> dict[int, tuple[Refusal, ...]]:
     """Number of each operator -> why the delegate leaves it to the CPU, empty where it takes it."""
+    if target.delegate == "npu":
+        return npu.verdicts(subgraph, target.vendor)
     if target.delegate != "nnapi":
         return dict.fromkeys(range(len(subgraph.operators)), ())
     return nnapi.verdicts(subgraph, target.nnapi_level)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from delegates import AUTO, CPU, EXTERNAL
 from delegates.cpu import cpu_features
+from delegates.targets import DELEGATES
 from rpi_runtime.backends.base import Accelerator, DelegateUse, Graph
 from rpi_runtime.backends.external import ExternalDelegate, check
 from rpi_runtime.backends.fallback import FallbackGraph
@@ -66,7 +67,7 @@ class DelegateChoice:
             self._external = ExternalDelegate.parse(asked)
             check(self._external, choose(backend, external=True))
         elif asked not in (AUTO, CPU):
-            name = parse_target(asked).delegate
+            name = asked if asked in DELEGATES else parse_target(asked).delegate
             made_for = {of.delegate for c in bundle.manifest.components for of in c.graphs}
             if not any(_is_for(delegate, name) for delegate in made_for):
                 raise BundleError(

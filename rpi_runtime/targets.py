@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from delegates.nnapi import LEVELS
+from delegates.npu import VENDORS
 from delegates.targets import DEFAULT_NNAPI_LEVEL, DELEGATES, Target
 from rpi_runtime.errors import UsageError, nearest
 
@@ -17,9 +18,24 @@ def parse_target(text: str, nnapi_level: int | None = None) -> Target:
         return Target(name, nnapi_level=_level(text, values, nnapi_level))
     if nnapi_level is not None:
         raise UsageError(f"a feature level of NNAPI is given, and the delegate is {name}", "Leave one out.")
+    if name == "npu":
+        return _npu(text, values)
     if values:
         raise UsageError(f"delegate {text!r}: {name} takes no value", f"Use {name}.")
     return Target(name)
+
+
+def _npu(text: str, values: list[str]) -> Target:
+    vendors = f"Name its vendor: {', '.join(f'npu:{vendor}' for vendor in VENDORS)}."
+    if not values or len(values) > 2 or not values[0]:
+        raise UsageError(f"delegate {text!r} is not npu:<vendor> or npu:<vendor>:<SoC>", vendors)
+    vendor, soc = values[0].lower(), values[1] if len(values) == 2 else ""
+    if vendor not in VENDORS:
+        raise nearest(vendor, VENDORS, "NPU vendor")
+    spelled = {name.lower(): name for name in VENDORS[vendor].socs}
+    if soc and soc.lower() not in spelled:
+        raise nearest(soc, VENDORS[vendor].socs, f"SoC of {VENDORS[vendor].maker}")
+    return Target("npu", vendor=vendor, soc=spelled[soc.lower()] if soc else "")
 
 
 def _level(text: str, values: list[str], asked: int | None) -> int:

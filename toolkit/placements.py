@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from delegates.npu import JUDGED
 from delegates.placement import PlacedOperator, Placement, place
 from delegates.targets import Target, verdicts
 from rpi_runtime.errors import UsageError, nearest
@@ -64,6 +65,11 @@ def placements_of(
     """Of all graphs of the bundle or the file at `path`; `only` names one component of a bundle, and
     `most_partitions` is what the delegate keeps, if not its own number. Raises `UsageError` where there is
     neither, and `BundleError`."""
+    if target.delegate == "npu" and target.vendor not in JUDGED:
+        raise UsageError(
+            f"which operators {target.title} takes, the vendor's SDK alone knows",
+            f"Known are: {', '.join(f'npu:{vendor}' for vendor in JUDGED)}.",
+        )
     most = target.description.most_partitions if most_partitions is None else most_partitions
     graphs = _graphs(path, only, target)
     found = [placed for name, file in graphs for placed in _placed(name, file, target, most)]

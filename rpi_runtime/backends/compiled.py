@@ -5,10 +5,11 @@ mapped.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -188,8 +189,20 @@ def _options(accelerator: Accelerator | None, threads: int, cache_file: Path | N
     if accelerator is None:
         return litert.Options(kinds.CPU, cpu_options=cpu)
     kind = kinds.GPU if accelerator.name == "gpu" else kinds.NPU
+    if accelerator.name == "npu":
+        _load_openvino()
     gpu = litert.GpuOptions(enforce_f32=accelerator.float32) if accelerator.name == "gpu" else None
     return litert.Options(kind if accelerator.alone else kind | kinds.CPU, cpu_options=cpu, gpu_options=gpu)
+
+
+@cache
+def _load_openvino() -> None:
+    """Where it is installed: its dispatch library is linked with libraries that the loader does not find."""
+    spec = importlib.util.find_spec("openvino")
+    if spec is not None and spec.origin is not None:
+        for library in (Path(spec.origin).parent / "libs").glob("libopenvino.so.*"):
+            with suppress(OSError):  # then LiteRT says what it lacks
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
 @contextmanager
