@@ -103,6 +103,8 @@ class InterpreterGraph:
         self._runners = {key: runner for key, runner in self._runners.items() if key[1] is not shared}
 
     def close(self) -> None:
+        if self._interpreter is None:
+            return
         for (_, shared), runner in self._runners.items():
             runner.end()
             if shared is not None:

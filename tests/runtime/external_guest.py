@@ -65,6 +65,9 @@ def placed(library: str, options: dict[str, str], path: Path, log: Path, run: bo
     told = {
         "package": graph.choice.package,
         "reason": graph.choice.reason,
+        "subgraphs": {
+            n: graph._interpreter._interpreter.GetSubgraphIndexFromSignature(n) for n in graph.signatures
+        },
         "delegated": {n: [d.nodes, d.total_nodes, d.partitions] for n, d in graph.delegated.items()},
         "names": [op["op_name"] for op in graph._interpreter._get_ops_details()],
         "differences": {},
