@@ -115,18 +115,20 @@ def _judge(
     """`notes` are the trial's: what it did last, and how that failed if it could still tell."""
     if "error" in notes:
         raise _KINDS[notes["kind"]](notes["error"], notes["remedy"])
-    while_ = f"while {notes.get('stage', 'its trial began')}"
+    began = "stage" in notes
+    who = delegate.name if began else f"the trial of {delegate.name}"
+    while_ = f"while {notes['stage']}" if began else "before it was loaded"
     remedy = "Run without it, or ask its vendor for a version that works here."
     if ended is None:
-        raise ResourceError(f"{delegate.name} did not come back within {timeout_s:g} s, {while_}", remedy)
+        raise ResourceError(f"{who} did not come back within {timeout_s:g} s, {while_}", remedy)
     if ended < 0:
         try:
             name = signal.Signals(-ended).name
         except ValueError:  # real-time signals have no names
             name = f"signal {-ended}"
-        raise ResourceError(f"{delegate.name} crashed ({name}) {while_}{said}", remedy)
+        raise ResourceError(f"{who} crashed ({name}) {while_}{said}", remedy)
     if ended or "done" not in notes:
-        raise ResourceError(f"{delegate.name} ended its process with status {ended} {while_}{said}", remedy)
+        raise ResourceError(f"{who} ended its process with status {ended} {while_}{said}", remedy)
 
 
 def _read(notes: Path) -> dict[str, str]:

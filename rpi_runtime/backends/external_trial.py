@@ -30,7 +30,6 @@ def main(notes: Path, request: dict[str, Any]) -> None:
             file.write(json.dumps(what) + "\n")
 
         try:
-            note(stage=f"{choice.package} was being loaded")
             interpreter_class(choice.package)
             note(stage="it was being loaded")
             library = load_library(delegate)

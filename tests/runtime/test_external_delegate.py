@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rpi_runtime.backends.external import ExternalDelegate, load
+from rpi_runtime.backends.base import BackendChoice
+from rpi_runtime.backends.external import ExternalDelegate, check, load
 from rpi_runtime.backends.interpreter import InterpreterGraph
 from rpi_runtime.backends.select import choose, open_graph
 from rpi_runtime.errors import DelegateFailed, ResourceError, UsageError
@@ -420,6 +421,15 @@ class TestInThisProcess:
             graph.runner("one")
         assert graph.delegated["one"].partitions == 0
         graph.close()
+
+    def test_a_trial_that_fails_by_itself_does_not_blame_the_delegate(self, library: Path) -> None:
+        absent = BackendChoice("interpreter", "tensorflow", "2.21.0", "")
+        with pytest.raises(ResourceError) as caught:
+            check(ExternalDelegate(library), absent)
+        assert caught.value.message == (
+            "the trial of libtest_delegate.so ended its process with status 1 before it was loaded: "
+            "ModuleNotFoundError: No module named 'tensorflow'"
+        )
 
     def test_it_is_tried_once_for_all_graphs(self, library: Path, small: Path, tmp_path: Path) -> None:
         log = tmp_path / "log"
