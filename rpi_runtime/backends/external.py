@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from rpi_runtime.errors import BundleError, DelegateFailed, EdgeError, ResourceE
 from rpi_runtime.native_logs import foreign_lines
 
 TIMEOUT_S = 30
+_START_S = 300
+_POLL_S = 0.1
 _FORM = "Write external:PATH, or external:PATH:key=value,key=value; a PATH with a colon cannot be given."
 _TRIAL = "rpi_runtime.backends.external_trial"
 _KINDS = {kind.__name__: kind for kind in (UsageError, ResourceError, DelegateFailed, BundleError)}
@@ -86,19 +90,27 @@ def check(
         command = [sys.executable, "-m", _TRIAL, str(notes), json.dumps(request)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         with said.open("wb") as output:
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
             try:
-                ended = subprocess.run(
-                    command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    timeout=timeout_s,
-                    check=False,
-                ).returncode
-            except subprocess.TimeoutExpired:
-                ended = None
+                ended = _wait(process, notes, timeout_s)
+            finally:
+                process.kill()
+                process.wait()
         _judge(delegate, _read(notes), ended, _last_line(said), timeout_s)
+
+
+def _wait(process: subprocess.Popen[bytes], notes: Path, timeout_s: float) -> int | None:
+    """How it ended, None for not within the time. That counts from the first note: until then a slow board
+    loads Python and the runtime."""
+    began, deadline = False, time.monotonic() + _START_S
+    while time.monotonic() < deadline:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(_POLL_S)
+        if not began and notes.exists() and notes.stat().st_size:
+            began, deadline = True, time.monotonic() + timeout_s
+    return None
 
 
 def _check_file(delegate: ExternalDelegate) -> None:
@@ -120,7 +132,8 @@ def _judge(
     while_ = f"while {notes['stage']}" if began else "before it was loaded"
     remedy = "Run without it, or ask its vendor for a version that works here."
     if ended is None:
-        raise ResourceError(f"{who} did not come back within {timeout_s:g} s, {while_}", remedy)
+        within_s = timeout_s if began else _START_S
+        raise ResourceError(f"{who} did not come back within {within_s:g} s, {while_}", remedy)
     if ended < 0:
         try:
             name = signal.Signals(-ended).name

@@ -16,6 +16,7 @@ import numpy as np
 
 from rpi_runtime.backends.base import Graph
 from rpi_runtime.backends.external import ExternalDelegate, check
+from rpi_runtime.backends.interpreter import InterpreterGraph
 from rpi_runtime.backends.select import choose, open_graph
 from rpi_runtime.errors import EdgeError
 
@@ -30,7 +31,8 @@ def tried(case: dict[str, Any], graph: Path) -> list[str]:
             choice = choose(external=True)
             check(delegate, choice, graph if case["with_graph"] else None, timeout_s=case["timeout_s"])
             return []
-        opened = open_graph(graph, delegate=delegate, threads=1)
+        choice = choose(external=True)
+        opened = InterpreterGraph(graph, threads=1, verbose=False, choice=choice, delegate=delegate)
         outputs(opened)
         return []
     except EdgeError as error:

@@ -91,8 +91,8 @@ CASES = {
         options={"exit": "create"}, slow=True,
     ),
     "hang at create": Case(
-        RESOURCE, r"did not come back within 8 s, while it was being made$", options={"hang": "create"},
-        timeout_s=8, slow=True,
+        RESOURCE, r"did not come back within 3 s, while it was being made$", options={"hang": "create"},
+        timeout_s=3, slow=True,
     ),
     "crash at destroy": Case(
         RESOURCE, r"crashed \(SIGSEGV\) while it was being destroyed", options={"crash": "destroy"}, slow=True
@@ -127,8 +127,8 @@ CASES = {
         options={"crash": "invoke", "invoke_after": "3"},
     ),
     "tried: hang at invoke": Case(
-        RESOURCE, r"did not come back within 8 s, while it ran 'one' of small\.tflite", with_graph=True,
-        options={"hang": "invoke"}, timeout_s=8, slow=True,
+        RESOURCE, r"did not come back within 3 s, while it ran 'one' of small\.tflite", with_graph=True,
+        options={"hang": "invoke"}, timeout_s=3, slow=True,
     ),
 }  # fmt: skip
 
