@@ -29,6 +29,7 @@ class GraphTensor:
     is_constant: bool = False  # its data is in the file
     quantization: Quantization | None = None
     block: int = 0  # inputs per scale where weights are quantised by blocks, which have no `quantization`
+    values: tuple[int, ...] = ()  # of a small constant of int32: axes, sizes, strides
 
     @property
     def numbers(self) -> int:

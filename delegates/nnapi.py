@@ -8,9 +8,10 @@ nobody knows beforehand.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
+from delegates import halves
 from delegates.graph import GraphTensor, Node, Subgraph
 from delegates.rules import (
     QUANTIZE,
@@ -61,31 +62,8 @@ class Rule:
 
 def verdicts(subgraph: Subgraph, level: int) -> dict[int, tuple[Refusal, ...]]:
     """Number of each operator -> why the delegate leaves it to the CPU at feature level `level`, empty where
-    it takes it.
-
-    Weights of float16 come by way of DEQUANTIZE. Those that need them are looked at as if they read float16
-    themselves, and when all the others are taken, these go with them; otherwise they stay on the CPU.
-    """
-    nodes = list(subgraph.nodes())
-    sources = {node.operator.outputs[0]: node.input(0) for node in nodes if _is_half_constant(node)}
-    others = (node for node in nodes if not _is_half_constant(node))
-    found = {node.number: refusals(_reading(node, sources), level) for node in others}
-    alone = Refusal(
-        "it makes float32 of a float16 constant, and not all others are taken", "Mend the others."
-    )
-    of_halves = () if not any(found.values()) else (alone,)
-    return {node.number: found.get(node.number, of_halves) for node in nodes}
-
-
-def _is_half_constant(node: Node) -> bool:
-    source = node.inputs[0] if node.name == "DEQUANTIZE" and node.inputs else None
-    return source is not None and source.dtype == "float16" and source.is_constant
-
-
-def _reading(node: Node, sources: Mapping[int, GraphTensor]) -> Node:
-    """`node` with tensors replaced that come from `sources`."""
-    inputs = tuple(sources.get(i, t) for i, t in zip(node.operator.inputs, node.inputs, strict=True))
-    return replace(node, inputs=inputs)
+    it takes it."""
+    return halves.verdicts(subgraph, lambda node: refusals(node, level))
 
 
 def refusals(node: Node, level: int) -> tuple[Refusal, ...]:

@@ -53,12 +53,10 @@ def partitions(subgraph: Subgraph, taken: Collection[int]) -> tuple[Partition, .
     return tuple(_partition(subgraph, kind, group) for kind, group in groups)
 
 
-def largest(
-    found: tuple[Partition, ...], most: int | None = None, least_operators: int = 1
-) -> frozenset[int]:
-    """Operators of those delegated partitions that a delegate keeps which takes at most `most`, the largest,
-    of `least_operators` or more."""
-    kept = [p for p in found if p.is_delegated and len(p.operators) >= least_operators]
+def largest(found: tuple[Partition, ...], most: int | None = None) -> frozenset[int]:
+    """Operators of those delegated partitions that a delegate keeps which takes at most `most`, the
+    largest."""
+    kept = [p for p in found if p.is_delegated]
     kept.sort(key=lambda p: -len(p.operators))  # stable: of equal ones the first
     return frozenset(number for p in kept[:most] for number in p.operators)
 

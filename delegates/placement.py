@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from delegates.graph import Subgraph
+from delegates.graph import Node, Subgraph
 from delegates.partition import Partition, largest, partitions
 from delegates.rules import Refusal
 from delegates.work import multiply_adds, tensor_bytes
@@ -23,6 +23,7 @@ class PlacedOperator:
     # Why the delegate leaves it to the CPU, and what would help; empty where it takes it, even if it does
     # not keep the partition.
     refusals: tuple[Refusal, ...]
+    faults: tuple[Refusal, ...]  # what the delegate takes, and is known to compute wrongly
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Placement:
         return tuple(operator for operator in self.operators if not operator.is_delegated)
 
     @property
+    def faulty(self) -> tuple[PlacedOperator, ...]:
+        """What the delegate is known to compute wrongly."""
+        return tuple(operator for operator in self.operators if operator.faults)
+
+    @property
     def fallback_share(self) -> float:
         """Of the multiply-adds, those of the CPU; of the operators where the graph multiplies nothing."""
         if self.multiply_adds:
@@ -67,12 +73,13 @@ def place(
     subgraph: Subgraph,
     verdicts: Mapping[int, tuple[Refusal, ...]],
     most_partitions: int | None = None,
-    least_operators: int = 1,
+    faults: Callable[[Node], tuple[Refusal, ...]] = lambda node: (),
 ) -> Placement:
     """`verdicts` has for each operator why the delegate refuses it, empty where it takes it; of the
-    partitions, the delegate keeps at most `most_partitions`, the largest, of `least_operators` or more."""
+    partitions, the delegate keeps at most `most_partitions`, the largest; `faults` is what it is known to
+    compute wrongly of what it takes."""
     allowed = {number for number, refusals in verdicts.items() if not refusals}
-    kept = largest(partitions(subgraph, allowed), most_partitions, least_operators)
+    kept = largest(partitions(subgraph, allowed), most_partitions)
     cut = partitions(subgraph, kept)
     index = {number: i for i, partition in enumerate(cut) for number in partition.operators}
     makers = {tensor: n for n, operator in enumerate(subgraph.operators) for tensor in operator.outputs}
@@ -86,6 +93,7 @@ def place(
             partition=index[node.number],
             is_delegated=node.number in kept,
             refusals=verdicts[node.number],
+            faults=faults(node) if node.number in kept else (),
         )
         for node in subgraph.nodes()
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from delegates import nnapi, npu
-from delegates.graph import Subgraph
+from delegates import gpu, nnapi, npu
+from delegates.gpu_faults import faults as gpu_faults
+from delegates.graph import Node, Subgraph
 from delegates.rules import Refusal
 
 DEFAULT_NNAPI_LEVEL = 30  # the first with int8 as TFLite has it
@@ -85,7 +86,8 @@ DELEGATES = {
             precision="float16 unless float32 is forced",
             cosine=0.998,
             lowering="float16 weights, at most 4 dimensions",
-            source="",
+            source=gpu.SOURCE,
+            most_partitions=gpu.MOST_PARTITIONS,
         ),
         Delegate(
             "npu",
@@ -115,6 +117,13 @@ def verdicts(subgraph: Subgraph, target: Target) -> dict[int, tuple[Refusal, ...
     """Number of each operator -> why the delegate leaves it to the CPU, empty where it takes it."""
     if target.delegate == "npu":
         return npu.verdicts(subgraph, target.vendor)
+    if target.delegate == "gpu":
+        return gpu.verdicts(subgraph)
     if target.delegate != "nnapi":
         return dict.fromkeys(range(len(subgraph.operators)), ())
     return nnapi.verdicts(subgraph, target.nnapi_level)
+
+
+def faults(node: Node, target: Target) -> tuple[Refusal, ...]:
+    """What is known to go wrong when the delegate runs this operator, which it takes."""
+    return gpu_faults(node) if target.delegate == "gpu" else ()

@@ -1,8 +1,9 @@
 """Reads the structure of a .tflite file without native code: signatures, subgraphs, tensors, operators,
 buffers.
 
-The file is mapped, and weights are never touched. Every offset, length and index is checked before it is
-followed, and the work is bounded, so that a damaged or hostile file ends in a `BundleError` and nothing else.
+The file is mapped, and weights are never touched: of constants, only axes, sizes and the like are read. Every
+offset, length and index is checked before it is followed, and the work is bounded, so that a damaged or
+hostile file ends in a `BundleError` and nothing else.
 The layout is that of TFLite's schema version 3 (`schema.fbs`); field numbers below count its fields from 0.
 """
 
@@ -26,6 +27,7 @@ from rpi_runtime.tflite_names import BLOCKWISE, CUSTOM, DTYPES, OPERATORS, OPTIO
 # share tables, so a small hostile file could otherwise ask for billions of them. A decoder of 28 layers with
 # five signatures takes about 130,000.
 MAX_STEPS = 500_000
+_SMALL_BYTES = 64  # of a constant whose values are details
 _AGAIN = "Convert the checkpoint again, or copy the file again."
 _T = TypeVar("_T")
 
@@ -270,7 +272,7 @@ def _subgraph(
     buffers: tuple[Buffer, ...],
     details: bool,
 ) -> Subgraph:
-    tensors = table.tables(0, lambda tensor: _tensor(tensor, buffers, details))
+    tensors = table.tables(0, lambda tensor: _tensor(flat, tensor, buffers, details))
     count = len(tensors)
 
     def operator(entry: _Table) -> Operator:
@@ -308,7 +310,7 @@ def _options(operator: _Table) -> dict[str, Any]:
     }
 
 
-def _tensor(table: _Table, buffers: tuple[Buffer, ...], details: bool) -> GraphTensor:
+def _tensor(flat: _FlatBuffer, table: _Table, buffers: tuple[Buffer, ...], details: bool) -> GraphTensor:
     name = table.text(3)
     shape = table.numbers(0)
     code = table.number(1, "b")
@@ -325,7 +327,11 @@ def _tensor(table: _Table, buffers: tuple[Buffer, ...], details: bool) -> GraphT
     if held and not is_sparse and held * 8 < bits * math.prod(shape):
         _fail(f"tensor {name!r}, {dtype} {list(shape)}, has only {held} bytes of data")
     scales = table.table(4) if details else None
-    return GraphTensor(name, shape, dtype, buffer, held > 0, _quantization(scales), _block(scales))
+    values: tuple[int, ...] = ()
+    if details and dtype == "int32" and 0 < held <= _SMALL_BYTES and not held % 4:
+        values = struct.unpack_from(f"<{held // 4}i", flat.data, buffers[buffer].offset_bytes)
+    found = _quantization(scales)
+    return GraphTensor(name, shape, dtype, buffer, held > 0, found, _block(scales), values)
 
 
 def _quantization(table: _Table | None) -> Quantization | None:

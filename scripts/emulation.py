@@ -153,7 +153,8 @@ def unpacked_source(
 
 
 def _apt(work: Path, kind: str, mirror: str, suite: str, arch: str) -> list[str]:
-    """apt-get with a state of its own in `work`, which knows `suite` alone; `kind` is "deb" or "deb-src"."""
+    """apt-get with a state of its own in `work`, which knows `suite` alone, or with what it is a backport to;
+    `kind` is "deb" or "deb-src"."""
     for folder in (
         "lists/partial",
         "archives/partial",
@@ -164,7 +165,9 @@ def _apt(work: Path, kind: str, mirror: str, suite: str, arch: str) -> list[str]
         (work / folder).mkdir(parents=True)
     (work / "status").touch()
     keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    (work / "sources.list").write_text(f"{kind} [signed-by={keyring}] {mirror} {suite} main\n")
+    suites = [suite, suite.removesuffix("-backports")] if suite.endswith("-backports") else [suite]
+    sources = [f"{kind} [signed-by={keyring}] {mirror} {name} main\n" for name in suites]
+    (work / "sources.list").write_text("".join(sources))
     settings = {
         "Dir::State": work,
         "Dir::State::status": work / "status",
@@ -174,6 +177,7 @@ def _apt(work: Path, kind: str, mirror: str, suite: str, arch: str) -> list[str]
         "Dir::Etc": work / "etc",
         "Dir::Etc::sourcelist": work / "sources.list",
         "APT::Install-Recommends": "false",
+        "APT::Default-Release": suite,
         "APT::Sandbox::User": "",
         **({"APT::Architecture": arch, "APT::Architectures": arch} if arch else {}),
         # A mirror's copy of sid may be some weeks old.

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from delegates.placement import Placement
 from rpi_runtime.errors import UsageError
-from toolkit.placements import Placements, alike
+from toolkit.placements import Placements, alike, faulty
 from toolkit.report import plain
 
 
@@ -61,6 +61,7 @@ def _drawn(placement: Placement) -> dict[str, Any]:
             "multiply_adds": operator.multiply_adds,
             "partition": order.get(operator.partition, -1),  # of the delegate's
             "refusals": plain(operator.refusals),
+            "faults": plain(operator.faults),
             "reads": operator.reads,
             "row": rows[operator.number],
             "column": columns[operator.number],
@@ -68,7 +69,9 @@ def _drawn(placement: Placement) -> dict[str, Any]:
         for operator in placement.operators
     ]
     groups = [
-        {**plain(group), "numbers": group.operators[placement.subgraph]} for group in alike([placement])
+        {**plain(group), "numbers": group.operators[placement.subgraph], "is_fault": is_fault}
+        for is_fault, found in ((True, faulty([placement])), (False, alike([placement])))
+        for group in found
     ]
     return {
         "graph": placement.graph,

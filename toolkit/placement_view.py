@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 
 
 def show(found: Placements) -> None:
-    from toolkit.placements import alike
+    from toolkit.placements import alike, faulty
 
     if found.warning:
         report.warning(found.warning)
     for graph, placements in found.graphs().items():
         _table(f"{graph} on {found.title}", placements)
-        fallbacks = alike(placements)
-        if not fallbacks:
-            report.out.print("Nothing falls back to the CPU.\n")
-            continue
         total = sum(placement.multiply_adds for placement in placements)
-        report.out.print("What falls back to the CPU:")
+        fallbacks, wrong = alike(placements), faulty(placements)
+        report.out.print("What falls back to the CPU:" if fallbacks else "Nothing falls back to the CPU.")
         for group in fallbacks:
+            _explain(group, total)
+        if wrong:
+            report.out.print(Text("Taken, and known to be computed wrongly:", style="bold red"))
+        for group in wrong:
             _explain(group, total)
         report.out.print()
     report.out.print(Text(f"Rules: {found.rules}", style="dim"))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from delegates.npu import JUDGED
 from delegates.placement import PlacedOperator, Placement, place
 from delegates.targets import Target, verdicts
-from rpi_runtime.errors import UsageError, nearest
+from delegates.targets import faults as faults_of
+from rpi_runtime.errors import BundleError, UsageError, nearest
 from rpi_runtime.manifest import MANIFEST_FILE
 from rpi_runtime.tflite_file import read
 
@@ -57,6 +58,7 @@ class Demands:
     fallbacks: int | None = None  # operators on the CPU, at most
     partitions: int | None = None  # of the delegate, at most, in each subgraph
     fallback_share: float | None = None  # of the multiply-adds of each subgraph, at most
+    faults: int | None = None  # operators that the delegate is known to compute wrongly, at most
 
 
 def placements_of(
@@ -106,24 +108,37 @@ def alike(placements: Sequence[Placement]) -> list[Alike]:
     return sorted(found, key=lambda group: (-group.multiply_adds, -group.count, group.name))
 
 
+def faulty(placements: Sequence[Placement]) -> list[Alike]:
+    """Like `alike`, of what the delegate is known to compute wrongly."""
+    wrong = [
+        replace(
+            placement,
+            operators=tuple(replace(o, is_delegated=False, refusals=o.faults) for o in placement.faulty),
+        )
+        for placement in placements
+    ]
+    return alike(wrong)
+
+
 def parse_demands(fail_on: Sequence[str], max_fallback_macs: str) -> Demands:
-    """Reads `fallback`, `partitions:N`, and a share such as `5%` or `0.05`. Raises `UsageError`."""
-    fallbacks = partitions = None
+    """Reads `fallback`, `faults`, `partitions:N`, and a share such as `5%` or `0.05`. Raises `UsageError`."""
+    fallbacks = partitions = wrong = None
     for text in fail_on:
         name, mark, value = text.partition(":")
-        if name not in ("fallback", "partitions"):
-            raise nearest(name, ("fallback", "partitions:N"), "--fail-on")
-        if name == "fallback":
+        if name not in ("fallback", "faults", "partitions"):
+            raise nearest(name, ("fallback", "faults", "partitions:N"), "--fail-on")
+        if name != "partitions":
             if mark:
-                raise UsageError(f"--fail-on {text}: fallback takes no number", "Use --max-fallback-macs.")
-            fallbacks = 0
+                raise UsageError(f"--fail-on {text}: {name} takes no number", f"Use --fail-on {name}.")
+            fallbacks, wrong = (0, wrong) if name == "fallback" else (fallbacks, 0)
         elif not value.isdecimal():
             raise UsageError(
                 f"--fail-on {text}: {value!r} is not a number of partitions", "Use for instance partitions:1."
             )
         else:
             partitions = int(value)
-    return Demands(fallbacks, partitions, _share(max_fallback_macs) if max_fallback_macs else None)
+    share = _share(max_fallback_macs) if max_fallback_macs else None
+    return Demands(fallbacks, partitions, share, wrong)
 
 
 def misses(found: Placements, demands: Demands) -> Iterator[str]:
@@ -135,6 +150,9 @@ def misses(found: Placements, demands: Demands) -> Iterator[str]:
             yield f"{where}: {on_cpu} of {len(placement.operators)} operators fall back"
         if demands.partitions is not None and placement.delegated_partitions > demands.partitions:
             yield f"{where}: {placement.delegated_partitions} partitions, allowed are {demands.partitions}"
+        wrong = len(placement.faulty)
+        if demands.faults is not None and wrong > demands.faults:
+            yield f"{where}: {wrong} operators that {found.title} is known to compute wrongly"
         if demands.fallback_share is not None and placement.fallback_share > demands.fallback_share:
             share, allowed = 100 * placement.fallback_share, 100 * demands.fallback_share
             yield f"{where}: {share:.3g} % of the multiply-adds fall back, allowed are {allowed:g} %"
@@ -190,4 +208,9 @@ def _placed(name: str, file: Path, target: Target, most: int | None) -> Iterator
     names = {number: s.name for number, s in zip(graph.signature_subgraphs, graph.signatures, strict=True)}
     for number, subgraph in enumerate(graph.subgraphs):
         title = names.get(number) or (f"subgraph {number}" if len(graph.subgraphs) > 1 else "")
-        yield place(name, title, subgraph, verdicts(subgraph, target), most)
+        try:
+            yield place(
+                name, title, subgraph, verdicts(subgraph, target), most, partial(faults_of, target=target)
+            )
+        except ValueError as error:  # operators that wait for each other
+            raise BundleError(f"{file} is damaged: {error}", "Export it again.") from None

@@ -65,7 +65,6 @@ def test_a_delegate_may_keep_only_the_largest() -> None:
     parts = partitions(chain(*((i,) for i in range(7))), {0, 2, 3, 5})
     assert largest(parts, most=1) == {2, 3}
     assert largest(parts, most=2) == {0, 2, 3}
-    assert largest(parts, least_operators=2) == {2, 3}
     assert largest(parts) == {0, 2, 3, 5}
 
 

@@ -31,7 +31,8 @@ def delegates(
     fail_on: Annotated[
         list[str] | None,
         typer.Option(
-            help="Leave with 1 on a fallback, or on more than N partitions (partitions:N); repeatable.",
+            help="Leave with 1 on a fallback, on what is known to be computed wrongly (faults), on more than "
+            "N partitions (partitions:N); repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -51,7 +52,7 @@ def delegates(
     Reads the graphs' structure only: the delegate need not be on this machine. Any .tflite file will do.
     """
     from rpi_runtime.targets import parse_target
-    from toolkit.placements import alike, misses, parse_demands, placements_of
+    from toolkit.placements import alike, faulty, misses, parse_demands, placements_of
 
     demands = parse_demands(fail_on or [], max_fallback_macs)
     asked = parse_target(target, nnapi_level)
@@ -63,8 +64,13 @@ def delegates(
     if html is not None:
         write_page(html, found)
     if as_json:
+        graphs = found.graphs().items()
         report.print_json(
-            {**report.plain(found), "fallbacks": {g: alike(p) for g, p in found.graphs().items()}}
+            {
+                **report.plain(found),
+                "fallbacks": {graph: alike(placements) for graph, placements in graphs},
+                "faults": {graph: faulty(placements) for graph, placements in graphs},
+            }
         )
     else:
         from toolkit.placement_view import show
