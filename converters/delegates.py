@@ -27,7 +27,7 @@ def wanted(component: str, target: Target) -> Wanted | None:
     if target.delegate == "cpu":
         return Wanted((DEFAULT, *(name for name in RECIPES[component] if name != DEFAULT)))
     if target.delegate == "gpu":
-        return Wanted(("fp16", "fp32"))
+        return Wanted(("fp16", "fp32", "int8"))
     if component == DECODER:
         return None
     if target.delegate == "nnapi":
