@@ -98,6 +98,7 @@ def _repeat(
                 str(bundle.path(variant.component, str(variant.target)).resolve()),
             )
             for variant in plan.variants
+            if not variant.target.soc  # what was compiled runs on its SoC alone
         }
         needed = estimate.needs(list(stages.values()), plan, known["parameters"], host.resources(work))
         estimate.require(needed)

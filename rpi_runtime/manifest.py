@@ -241,9 +241,10 @@ class Manifest:
 
     def files(self) -> tuple[File, ...]:
         """Every file the bundle lists, without the manifest itself."""
-        found = [self.text.tokenizer]
+        found = []
         for component in self.components:
-            found += [component.sample, *(graph.file for graph in component.graphs)]
+            found += [*(graph.file for graph in component.graphs), component.sample]
+        found.append(self.text.tokenizer)
         found += [self.text.chat_template] if self.text.chat_template else []
         if self.embedding:
             # The graph of a decoder is there already.

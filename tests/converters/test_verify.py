@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from converters.verify import verify
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import BundleError, CheckpointError
-from rpi_runtime.manifest import MANIFEST_FILE, to_json
+from rpi_runtime.manifest import COMPONENTS, MANIFEST_FILE, to_json
 from tests.converters.conftest import Converted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +24,7 @@ FILES = (
     "vision_base.tflite",
     "vision_large.tflite",
     "decoder.tflite",
+    *(f"{name}.sample.npz" for name in COMPONENTS),
     "embedding.scales",
     "tokenizer.json",
     "chat_template.jinja",

@@ -17,7 +17,7 @@ from rpi_runtime import bundle as bundle_module
 from rpi_runtime import verified
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import BundleError, ExitCode
-from rpi_runtime.manifest import MANIFEST_FILE, SCHEMA_VERSION, File, Manifest, Tensor, to_json
+from rpi_runtime.manifest import COMPONENTS, MANIFEST_FILE, SCHEMA_VERSION, File, Manifest, Tensor, to_json
 from tests.runtime import tiny_bundle
 
 FILES = (
@@ -26,6 +26,7 @@ FILES = (
     "vision_base.tflite",
     "vision_large.tflite",
     "decoder.tflite",
+    *(f"{name}.sample.npz" for name in COMPONENTS),
     "embedding.int8",
     "embedding.scales",
     "tokenizer.json",

@@ -53,7 +53,7 @@ def _print(result: VerifyReport) -> None:
         recorded = f"{row.recorded.cosine:.6f}" + ("" if row.recorded.passed else " !")
         rows.append(
             (
-                row.component,
+                row.component if row.delegate == "cpu" else f"{row.component} for {row.delegate}",
                 row.recorded.signature,
                 row.recipe,
                 recorded,
