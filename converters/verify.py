@@ -160,12 +160,9 @@ def _named(component: Component) -> Iterator[tuple[str, Component | ManifestVari
 
 def _with(component: Component, repeated: Mapping[str, tuple[Parity, ...]]) -> Component:
     """`component` with what was found now."""
-    found = {name: repeated[name] for name, _ in _named(component)}
-    variants = (
-        replace(v, parity=found.pop(name))
-        for v, name in zip(component.variants, list(found)[1:], strict=True)
-    )
-    return replace(component, variants=tuple(variants), parity=found[component.name])
+    base, *others = (repeated.get(name, graph.parity) for name, graph in _named(component))
+    variants = (replace(v, parity=now) for v, now in zip(component.variants, others, strict=True))
+    return replace(component, parity=base, variants=tuple(variants))
 
 
 def _rows(component: Component, repeated: Mapping[str, tuple[Parity, ...]]) -> Iterator[ParityRow]:
