@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -185,11 +186,24 @@ class DelegateChoice:
         told = [
             *(graph.file.sha256, component.sample.sha256, graph.least_cosine, str(way), library),
             *(runtime.package, runtime.version, platform.release(), cpu.machine, sorted(cpu.names)),
-            # Which driver a loader of Vulkan takes.
-            os.environ.get("VK_ICD_FILENAMES", ""),
-            self._require_whole,
+            *(_drivers(way), self._require_whole),
         ]
         return self._folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}.verdict"
+
+
+def _drivers(way: Way) -> list[str]:
+    """What changes when a driver is installed: a delegate that did not open may open then."""
+    kind = way.accelerator.name if way.accelerator else ""
+    if kind == "gpu":
+        variables = ("VK_ICD_FILENAMES", "VK_DRIVER_FILES", "LD_LIBRARY_PATH")
+        folders = ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d", "/dev/dri")
+        loaders = sorted(map(str, Path("/usr/lib").glob("*/libvulkan.so.1")))
+        listed = [str(file) for folder in folders for file in sorted(Path(folder).glob("*"))]
+        return [*(os.environ.get(name, "") for name in variables), *loaders, *listed]
+    if kind == "npu":
+        spec = importlib.util.find_spec("openvino")
+        return [str(spec.origin) if spec else "", os.environ.get("LD_LIBRARY_PATH", "")]
+    return []
 
 
 def _is_for(delegate: str, asked: str) -> bool:

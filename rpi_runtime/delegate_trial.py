@@ -95,7 +95,9 @@ def _judged(notes: dict[str, Any], ended: int | None, said: str, timeout_s: floa
     if "verdict" in notes:
         found = Verdict(**notes["verdict"])
         # The runtime's exception names places in its source; what was wrong it only logs.
-        reason = re.search(r"^(?:ERROR: |E\d{4} .*?)\[?\S+:\d+\] (.+)", said, re.MULTILINE)
+        reason = re.search(r"Could not load shared library \S+: (.+)", said) or re.search(
+            r"^(?:ERROR: |E\d{4} .*?)\[?\S+:\d+\] (.+)", said, re.MULTILINE
+        )
         if found.refusal and not found.cosine and reason:
             found = replace(found, refusal=f"{found.refusal}: {reason[1].strip()}")
         return found

@@ -200,9 +200,10 @@ def _load_openvino() -> None:
     """Where it is installed: its dispatch library is linked with libraries that the loader does not find."""
     spec = importlib.util.find_spec("openvino")
     if spec is not None and spec.origin is not None:
-        for library in (Path(spec.origin).parent / "libs").glob("libopenvino.so.*"):
-            with suppress(OSError):  # then LiteRT says what it lacks
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        for name in ("libopenvino", "libopenvino_tensorflow_lite_frontend"):
+            for library in (Path(spec.origin).parent / "libs").glob(f"{name}.so.*"):
+                with suppress(OSError):  # then LiteRT says what it lacks
+                    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
 @contextmanager

@@ -23,9 +23,11 @@ from rpi_runtime.backends.fallback import FallbackGraph
 from rpi_runtime.backends.select import open_graph
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.delegate_trial import Way, try_out
-from rpi_runtime.errors import BundleError, CheckFailed, DelegateFailed, UsageError
+from rpi_runtime.errors import BundleError, CheckFailed, DelegateFailed, ResourceError, UsageError
 from rpi_runtime.session import Session
+from rpi_runtime.tflite_file import read
 from tests.conftest import script
+from tests.converters import tiny
 
 ASK = "What is this?"
 NEW_TOKENS = 6
@@ -240,6 +242,7 @@ _ON_GPU = """
 import json, sys
 from pathlib import Path
 from rpi_runtime.session import Session
+from rpi_runtime.tflite_file import read
 bundle, photo, cache = sys.argv[1:]
 with Session.open(
     bundle, delegate="gpu", threads=2, weight_cache=Path(cache), require_full_delegation=True
@@ -272,6 +275,51 @@ def test_an_answer_is_computed_on_a_gpu(
     assert len(tokens) == NEW_TOKENS
     assert [[name, whole] for name, _, whole in uses] == [["decoder", True], ["vision_base", True]]
     assert all(delegate.startswith("gpu") for _, delegate, _ in uses)
+
+
+# The NPU
+
+
+@pytest.mark.emulation
+@pytest.mark.slow
+def test_an_answer_is_computed_through_a_compiler_plugin(tmp_path: Path, photo: Path) -> None:
+    """OpenVINO's: compiled ahead of time by `toolkit convert`, run through LiteRT's dispatch library."""
+    openvino = script("openvino_env")
+    try:
+        packages = openvino.libraries(openvino.make()).parents[1]
+    except ResourceError as reason:
+        pytest.skip(f"OpenVINO cannot be had here: {reason}")
+    tiny.write_checkpoint(tmp_path / "tiny")
+    # Behind this environment's own packages: only OpenVINO is taken from there.
+    path = [*filter(None, sys.path), str(packages)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "XDG_CACHE_HOME": str(tmp_path)}
+
+    def toolkit(*arguments: object) -> str:
+        command = [sys.executable, "-c", "from toolkit.entry import main; main()", *map(str, arguments)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    bundle = tmp_path / "bundle"
+    shapes = (
+        "--components",
+        "vision_base,decoder",
+        "--tile-sides",
+        "64",
+        "--prefill",
+        "8",
+        "--context",
+        "128",
+    )
+    toolkit("convert", tmp_path / "tiny", "-o", bundle, *shapes, "--delegate", "vision=npu:openvino:CPU")
+    ask = ("--image", photo, "--route", "fixed:1.0", "--prompt", ASK, "--max-new-tokens", "4", "--json")
+    found = json.loads(toolkit("run", bundle, *ask, "--delegate", "npu"))
+    uses = {use["component"]: (use["delegate"], use["is_whole"]) for use in found["delegates"]}
+    assert uses == {"vision_base": ("npu", True), "decoder": ("cpu", True)}
+    assert len(found["token_ids"]) == 4
+    assert [o.name for o in read(bundle / "vision_base.npu-openvino-cpu.tflite").subgraphs[0].operators] == [
+        "DISPATCH_OP"
+    ]
 
 
 # A sample
