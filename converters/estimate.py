@@ -70,6 +70,10 @@ _FACTORS = {
 }
 
 
+# Of a branch of nano with three tile sides: 250 to 600 MB, for the activations of all samples.
+_CALIBRATION_BYTES = 600 * _MB
+
+
 def needs(stages: Sequence[Stage], plan: Plan, parameters: Mapping[str, int], host: Resources) -> Needs:
     """What `stages`, those not finished yet, will need. `parameters` is numbers per component."""
     return Needs(tuple(_need(stage, plan, parameters) for stage in stages), host)
@@ -105,6 +109,8 @@ def _need(stage: Stage, plan: Plan, parameters: Mapping[str, int]) -> StageNeed:
     bits = _bits(plan.variant(name).recipe) if kind in ("quantize", "check", "compile") else 32.0
     if kind == "check" and component == DECODER:  # the mapped file and its packed copy
         memory += int(2 * weight_bytes * bits / 32)
+    if kind == "quantize" and plan.variant(name).recipe.needs_calibration:
+        memory += _CALIBRATION_BYTES
     if kind == "quantize" and component == DECODER:  # 4 bits are packed at the end
         memory += int(weight_bytes * max(9.0, bits) / 32)
     if kind == "export":

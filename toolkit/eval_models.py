@@ -33,10 +33,14 @@ class AskedModel:
 
 
 def open_models(
-    paths: Sequence[Path], threads: int, max_new_tokens: int, memory: str | None = None
+    paths: Sequence[Path],
+    threads: int,
+    max_new_tokens: int,
+    memory: str | None = None,
+    delegate: str = "auto",
 ) -> list[AskedModel]:
     """The models at `paths`, in their order, each once. No weights are loaded yet. `memory` is the budget of
-    bundles, as `--memory` takes it.
+    bundles, as `--memory` takes it, and `delegate` what their graphs run on.
 
     Raises `UsageError` for a checkpoint where PyTorch is not installed, `BundleError` and `CheckpointError`
     for folders that are neither or are damaged.
@@ -57,7 +61,7 @@ def open_models(
         )
     bundles = {path: Bundle.open(path) for path in paths if path not in checkpoints}
     return [
-        _bundle(names[path], bundles[path], threads, max_new_tokens, memory)
+        _bundle(names[path], bundles[path], threads, max_new_tokens, memory, delegate)
         if path in bundles
         else _checkpoint(names[path], path, list(bundles.values()), threads, max_new_tokens)
         for path in paths
@@ -68,12 +72,15 @@ def _is_checkpoint(path: Path) -> bool:
     return (path / CONFIG_FILE).is_file() and not (path / MANIFEST_FILE).exists()
 
 
-def _bundle(name: str, bundle: Bundle, threads: int, max_new_tokens: int, memory: str | None) -> AskedModel:
+def _bundle(
+    name: str, bundle: Bundle, threads: int, max_new_tokens: int, memory: str | None, delegate: str
+) -> AskedModel:
     from rpi_runtime.session import Session
     from vqa.evaluate import BundleAnswerer, check_bundle
 
     def answerer(arm: Arm) -> Answerer:
-        session = Session.open(bundle, threads=threads, **memory_options(memory, arm.branch))
+        budget = memory_options(memory, arm.branch)
+        session = Session.open(bundle, threads=threads, delegate=delegate, **budget)
         return BundleAnswerer(session, arm.routing, arm.branch, max_new_tokens)
 
     # The manifest has the sha256 of every other file.

@@ -145,8 +145,7 @@ def _state(needs: Needs) -> None:
 def _print(result: ConvertReport) -> None:
     rows = [
         (
-            c.component,
-            c.delegate,
+            c.component if c.delegate == "cpu" else f"{c.component} for {c.delegate}",
             c.recipe,
             f"{c.bytes / 1e6:.2f}",
             f"{c.bits_per_weight:.2f}",
@@ -162,7 +161,6 @@ def _print(result: ConvertReport) -> None:
         rows.append(
             (
                 "embedding",
-                "",
                 table.dtype,
                 size,
                 bits,
@@ -173,7 +171,7 @@ def _print(result: ConvertReport) -> None:
         )
     report.table(
         f"{result.bundle}: {result.model}, {report.megabytes(result.bundle_bytes)}",
-        ("component", "delegate", "recipe", "MB", "bits", "cosine", "seconds", "peak MB"),
+        ("component", "recipe", "MB", "bits", "cosine", "seconds", "peak MB"),
         rows,
         right=("MB", "bits", "cosine", "seconds", "peak MB"),
     )

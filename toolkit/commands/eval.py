@@ -55,6 +55,7 @@ def evaluate(
     ] = None,
     max_new_tokens: opt.MaxNewTokens = 32,
     memory: opt.Memory = None,
+    delegate: opt.Delegate = "auto",
     threads: opt.Threads = None,
     as_json: opt.Json = False,
 ) -> None:
@@ -75,7 +76,7 @@ def evaluate(
     whole = Dataset.read(data)
     dataset = first_questions(whole, limit) if limit else whole
     threads = default_threads() if threads is None else threads
-    opened = open_models(models, threads, max_new_tokens, memory)
+    opened = open_models(models, threads, max_new_tokens, memory, delegate)
     arms = _arms(opened, route or ["tile"], branch or ["base"])
     ledger = Ledger()
     if output is not None:
