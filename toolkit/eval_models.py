@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from delegates import AUTO
 from rpi_runtime.errors import BundleError, UsageError
 from rpi_runtime.manifest import MANIFEST_FILE, VisionSpec
 from toolkit import report
@@ -37,7 +38,7 @@ def open_models(
     threads: int,
     max_new_tokens: int,
     memory: str | None = None,
-    delegate: str = "auto",
+    delegate: str = AUTO,
 ) -> list[AskedModel]:
     """The models at `paths`, in their order, each once. No weights are loaded yet. `memory` is the budget of
     bundles, as `--memory` takes it, and `delegate` what their graphs run on.
@@ -84,7 +85,8 @@ def _bundle(
         return BundleAnswerer(session, arm.routing, arm.branch, max_new_tokens)
 
     # The manifest has the sha256 of every other file.
-    fingerprint = hashlib.sha256((bundle.folder / MANIFEST_FILE).read_bytes()).hexdigest()
+    told = (bundle.folder / MANIFEST_FILE).read_bytes() + (b"" if delegate == AUTO else delegate.encode())
+    fingerprint = hashlib.sha256(told).hexdigest()
     return AskedModel(name, fingerprint, False, lambda arms: check_bundle(bundle.manifest, arms), answerer)
 
 
