@@ -1,5 +1,6 @@
-"""TFLite's own NNAPI delegate on this machine, to see what it takes: built from Debian's source of TensorFlow
-Lite 2.14.1, beside a libneuralnetworks.so whose device claims every operation.
+"""TFLite's own NNAPI delegate on this machine: built from Debian's source of TensorFlow Lite 2.14.1, beside two
+libneuralnetworks.so. The device of one claims every operation, to see what the delegate takes; that of the
+other computes.
 
     python scripts/nnapi_delegate.py --level 29 GRAPH.tflite
 
@@ -10,6 +11,7 @@ kept under `.cache` (60 MB of sources, one minute to build), and tflite-runtime 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import shutil
 import subprocess
@@ -46,12 +48,27 @@ Interpreter(
 """
 
 
+CLAIMING, COMPUTING = "claiming", "computing"  # devices
+_DEVICES = {
+    CLAIMING: ("fake_neuralnetworks.cc",),
+    COMPUTING: ("computing_neuralnetworks.cc", "nnapi_operations.cc"),
+}
+_HEADERS_OF_OURS = ("nnapi_operations.h",)
+_LEVELS = (29, 30, 31)  # of NNAPI's own functions
+
+
 class NnapiDelegate:
     """`python` has tflite-runtime 2.14, whose interface the delegate was made for."""
 
-    def __init__(self, folder: Path, python: Path) -> None:
-        self._folder = folder
-        self._python = python
+    def __init__(self, library: Path, devices: Path, python: Path) -> None:
+        self.library = library
+        self.python = python
+        self._devices = devices
+
+    def environment(self, device: str, level: int) -> dict[str, str]:
+        """Variables with which a process finds `device` at feature level `level`."""
+        folder = self._devices / device / str(max(_LEVELS[0], level))
+        return {"LD_LIBRARY_PATH": str(folder), "NNAPI_LEVEL": str(level)}
 
     def taken(self, graph: Path, level: int) -> list[set[int]]:
         """Numbers of the operators of each subgraph that go to NNAPI at feature level `level`. Raises
@@ -60,11 +77,10 @@ class NnapiDelegate:
             told = Path(scratch) / "taken"
             environment = {
                 **os.environ,
-                "LD_LIBRARY_PATH": str(self._folder / str(max(29, level))),
-                "NNAPI_LEVEL": str(level),
+                **self.environment(CLAIMING, level),
                 "NNAPI_TAKEN": str(told),
             }
-            command = [str(self._python), "-c", _RUN, str(self._folder / "libnnapi_delegate.so"), str(graph)]
+            command = [str(self.python), "-c", _RUN, str(self.library), str(graph)]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             lines = told.read_text().splitlines() if told.exists() else []
         statuses = {line.split()[0] for line in lines}
@@ -76,15 +92,15 @@ class NnapiDelegate:
 
 def prepare(python: Path) -> NnapiDelegate:
     """Fetches and builds what is missing; raises `Unavailable` where that cannot be done."""
-    target = CACHE / f"nnapi-{VERSION}"
+    return NnapiDelegate(_delegate(), _devices(), python)
+
+
+def _delegate() -> Path:
+    target = CACHE / f"nnapi-{VERSION}-{_digest('nnapi_plugin.cc')}" / "libnnapi_delegate.so"
     if target.exists():
-        return NnapiDelegate(target, python)
-    if shutil.which("g++") is None:
-        raise Unavailable("g++ not found: TFLite's NNAPI delegate is built with it")
+        return target
     mirror, host = debian("apt-get", "dpkg-deb")
-    source = unpacked_source(
-        f"tensorflow-{VERSION}", mirror, SOURCE_SUITE, "tensorflow", VERSION, SOURCE_MEMBERS
-    )
+    source = _source()
     tree = unpacked("nnapi-headers", mirror, SOURCE_SUITE, host, _HEADERS, dependencies=False)
     headers = tree / "usr/include"
     with tempfile.TemporaryDirectory(dir=CACHE) as work_name:
@@ -97,15 +113,47 @@ def prepare(python: Path) -> NnapiDelegate:
         objects = [_compiled(_NATIVE / "nnapi_plugin.cc", work, include)]
         objects += [_compiled(source / f"tensorflow/lite/{name}.cc", work, include) for name in _SOURCES]
         farmhash = next(tree.glob("usr/lib/*/libfarmhash.a"))
-        linked = ["-shared", "-Wl,-Bsymbolic", "-Wl,--gc-sections", "-o", made / "libnnapi_delegate.so"]
+        linked = ["-shared", "-Wl,-Bsymbolic", "-Wl,--gc-sections", "-o", made / target.name]
         run(["g++", *map(str, [*linked, *objects, farmhash, "-ldl", "-lrt"])])
-        for level in (29, 30, 31):
-            (made / str(level)).mkdir()
-            library = made / str(level) / "libneuralnetworks.so"
-            flags = ["-O1", "-fPIC", "-shared", f"-DLEVEL={level}", "-o", library]
-            run(["g++", *map(str, [*flags, _NATIVE / "fake_neuralnetworks.cc"])])
+        made.rename(target.parent)
+    return target
+
+
+def _devices() -> Path:
+    """The folder with a libneuralnetworks.so for each device and level."""
+    sources = [name for names in _DEVICES.values() for name in names]
+    target = CACHE / f"nnapi-devices-{_digest(*sources, *_HEADERS_OF_OURS)}"
+    if target.exists():
+        return target
+    source = _source()
+    with tempfile.TemporaryDirectory(dir=CACHE) as work:
+        made = Path(work) / "made"
+        for device, names in _DEVICES.items():
+            for level in _LEVELS:
+                library = made / device / str(level) / "libneuralnetworks.so"
+                library.parent.mkdir(parents=True)
+                flags = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", f"-DLEVEL={level}", f"-I{source}"]
+                run(["g++", "-shared", *flags, "-o", str(library), *(str(_NATIVE / name) for name in names)])
         made.rename(target)
-    return NnapiDelegate(target, python)
+    return target
+
+
+def _source() -> Path:
+    """TensorFlow Lite's."""
+    if shutil.which("g++") is None:
+        raise Unavailable("g++ not found: TFLite's NNAPI delegate is built with it")
+    mirror, _ = debian("apt-get", "dpkg-deb")
+    return unpacked_source(
+        f"tensorflow-{VERSION}", mirror, SOURCE_SUITE, "tensorflow", VERSION, SOURCE_MEMBERS
+    )
+
+
+def _digest(*names: str) -> str:
+    """Of our own sources: what was built of others is not used."""
+    content = hashlib.sha256()
+    for name in names:
+        content.update((_NATIVE / name).read_bytes())
+    return content.hexdigest()[:12]
 
 
 def _compiled(source: Path, work: Path, include: list[Path]) -> Path:
