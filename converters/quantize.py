@@ -150,7 +150,9 @@ def _add(work: Any, rule: Rule, regex: str, op: qtyping.TFLOperationName) -> Non
         return
     bits, method = _BITS[rule.weights], _METHODS[rule.method]
     grain = qtyping.QuantGranularity.CHANNELWISE
-    if rule.granularity != "channel":
+    if rule.granularity == "tensor":
+        grain = qtyping.QuantGranularity.TENSORWISE
+    elif rule.granularity != "channel":
         grain = qtyping.QuantGranularity(rule.granularity.upper().replace("BLOCK_", "BLOCKWISE_"))
     if rule.activations == "int8":
         work.add_static_config(

@@ -12,8 +12,8 @@ component: `layers.3.mlp.down_proj`, `lm_head`, `encoder.layers.0.self_attn.q_pr
     int4-small    the same with a 4-bit head; decoder only
     int4-channel  4-bit weights, one scale per output channel: smallest, fastest, coarsest
     int4-block32  4-bit weights, one scale per 32 inputs
-    w8a8          int8 weights and activations, ranges fixed by calibration: for integer hardware; not the
-    decoder
+    w8a8          int8 weights and activations, ranges fixed by calibration: for integer hardware, so a fully
+                  connected layer's weights have one scale; not the decoder
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Rule:
     op: str = (
         ""  # TFLite operator, "FULLY_CONNECTED", ...; "" for all with weights, "*" for those without, too
     )
-    granularity: str = "channel"  # one scale per output "channel", or per "block_32", "block_64", ... inputs
+    # One scale per output "channel", per "tensor", or per "block_32", "block_64", ... inputs.
+    granularity: str = "channel"
     activations: str = "dynamic"  # "dynamic": quantised on the fly; "int8": in ranges found by calibration
     method: str = "min_max"  # how scales are found: "min_max", "octav", "mse", "hadamard", "recover", "gptq"
 
@@ -175,6 +176,9 @@ _FC = "FULLY_CONNECTED"
 _FP16 = (Rule("float16"),)
 _INT8 = (Rule("int8"),)
 _DYNAMIC_INT8 = Limits(cosine=0.99, snr_db=17)
+# Integer hardware has scales per channel for convolutions alone: TFLite's own specification of int8 gives a
+# fully connected layer one scale, and NNAPI's allows no other.
+_STATIC_FC = Rule("int8", op=_FC, granularity="tensor", activations="int8")
 
 RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     VRC: _recipes(
@@ -185,7 +189,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
         int4=(_INT8, _DYNAMIC_INT8),
         int4_channel=(_INT8, _DYNAMIC_INT8),
         int4_block32=(_INT8, _DYNAMIC_INT8),
-        w8a8=((Rule("int8", op="*", activations="int8"),), Limits(0.98, snr_db=14)),
+        w8a8=((Rule("int8", op="*", activations="int8"), _STATIC_FC), Limits(0.98, snr_db=14)),
     ),
     **dict.fromkeys(
         BRANCHES,
@@ -200,7 +204,7 @@ RECIPES: Mapping[str, Mapping[str, Recipe]] = {
             int4_channel=((*_INT8, Rule("int4", op=_FC)), Limits(0.85, snr_db=5)),
             int4_block32=((*_INT8, Rule("int4", op=_FC, granularity="block_32")), Limits(0.93, snr_db=8)),
             # Norms and softmax stay float32: in int8 they cost 4 dB and have no kernels in XNNPACK.
-            w8a8=((Rule("int8", activations="int8"),), Limits(0.98, snr_db=14)),
+            w8a8=((Rule("int8", activations="int8"), _STATIC_FC), Limits(0.98, snr_db=14)),
         ),
     ),
     DECODER: _recipes(
