@@ -1,6 +1,6 @@
-"""TFLite's own NNAPI delegate on this machine: built from Debian's source of TensorFlow Lite 2.14.1, beside two
-libneuralnetworks.so. The device of one claims every operation, to see what the delegate takes; that of the
-other computes.
+"""TFLite's own NNAPI delegate on this machine: built from Debian's source of TensorFlow Lite 2.14.1, beside
+two libneuralnetworks.so. The device of one claims every operation, to see what the delegate takes; that of
+the other computes.
 
     python scripts/nnapi_delegate.py --level 29 GRAPH.tflite
 
@@ -132,7 +132,14 @@ def _devices() -> Path:
             for level in _LEVELS:
                 library = made / device / str(level) / "libneuralnetworks.so"
                 library.parent.mkdir(parents=True)
-                flags = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", f"-DLEVEL={level}", f"-I{source}"]
+                flags = [
+                    "-O2",
+                    "-std=c++17",
+                    "-fPIC",
+                    "-fvisibility=hidden",
+                    f"-DLEVEL={level}",
+                    f"-I{source}",
+                ]
                 run(["g++", "-shared", *flags, "-o", str(library), *(str(_NATIVE / name) for name in names)])
         made.rename(target)
     return target

@@ -33,9 +33,12 @@ class Value:
 
     shape: tuple[int, ...]
     dtype: str = "float32"
-    numbers: tuple[int, ...] | None = None
+    numbers: tuple[float, ...] | None = None
     is_constant: bool = False
     scales: int = 0  # of its quantisation
+    scale: tuple[float, ...] = ()  # all of them; () for 0.1 each
+    zero_point: int = 0
+    axis: int = 0  # of the scales
     block: int = 0
 
     def data(self) -> bytes | None:
@@ -100,8 +103,10 @@ def _tensor(model: Any, subgraph: Any, value: Value | None, name: str) -> int:
     tensor.buffer = _buffer(model, value.data())
     quantization = schema.QuantizationParametersT()
     if value.scales:
-        quantization.scale = np.full(value.scales, 0.1, np.float32)
-        quantization.zeroPoint = np.zeros(value.scales, np.int64)
+        scales = value.scale or (0.1,) * value.scales
+        quantization.scale = np.array(scales, np.float32)
+        quantization.zeroPoint = np.full(value.scales, value.zero_point, np.int64)
+        quantization.quantizedDimension = value.axis
         tensor.quantization = quantization
     subgraph.tensors.append(tensor)
     at = len(subgraph.tensors) - 1
