@@ -25,8 +25,8 @@ from rpi_runtime.errors import CheckFailed, EdgeError, ResourceError, UsageError
 from rpi_runtime.manifest import DECODER
 from rpi_runtime.tflite_file import read
 from tests.conftest import script
+from tests.delegates.graph_file import Single, Value, write
 from tests.delegates.npu_cases import IMAGE
-from tests.delegates.one_operator import Case, Value, graph
 
 ON_CPU = {"intel_openvino_graph_backends": "cpu"}
 # Opens a graph twice, for the CPU and compiled, runs every signature on the same numbers, and prints how far
@@ -73,7 +73,7 @@ print(json.dumps(noise))
 def one(tmp_path: Path) -> Callable[[str], Path]:
     def made(operator: str) -> Path:
         path = tmp_path / f"{operator.lower()}.tflite"
-        path.write_bytes(graph([Case(operator, (IMAGE, IMAGE), (IMAGE,))]))
+        path.write_bytes(write([Single(operator, (IMAGE, IMAGE), (IMAGE,))]))
         return path
 
     return made
@@ -220,7 +220,7 @@ def test_our_graphs_compile_whole_and_compute_the_same(
 @pytest.mark.emulation
 def test_what_is_not_taken_stays(openvino: tuple[Path, Path], tmp_path: Path) -> None:
     source = tmp_path / "both.tflite"
-    source.write_bytes(graph([Case("ADD", (IMAGE, IMAGE), (IMAGE,)), Case("NEG", (IMAGE,), (IMAGE,))]))
+    source.write_bytes(write([Single("ADD", (IMAGE, IMAGE), (IMAGE,)), Single("NEG", (IMAGE,), (IMAGE,))]))
     made = tmp_path / "out.tflite"
     compiled = compile_for(source, "openvino", "PTL", made, libraries=openvino[1], flags=ON_CPU)
     assert compiled.subgraphs == (Share(1, 1, 1), Share(0, 1, 0))
@@ -242,7 +242,7 @@ def test_a_graph_that_is_refused_whole_is_told_with_the_reason(
     openvino: tuple[Path, Path], tmp_path: Path
 ) -> None:
     source, output = tmp_path / "six.tflite", tmp_path / "out.tflite"
-    source.write_bytes(graph([Case("RELU", (Value((1,) * 6),), (Value((1,) * 6),))]))
+    source.write_bytes(write([Single("RELU", (Value((1,) * 6),), (Value((1,) * 6),))]))
     with pytest.raises(CheckFailed, match="takes no operator of six") as caught:
         compile_for(source, "openvino", "LNL", output, libraries=openvino[1], flags=ON_CPU)
     assert "float32 [1, 1, 1, 1, 1, 1], and the whole graph is refused" in caught.value.remedy

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,42 +11,46 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from rpi_runtime.tflite_names import BITS, DTYPES
+from rpi_runtime.tflite_names import BITS, CUSTOM, DTYPES, OPERATORS
 
 _DTYPE_CODES = {name: code for code, (name, _) in enumerate(DTYPES)}
-# Options whose table is not called like the operator.
 _TABLES = {
-    "AVERAGE_POOL_2D": "Pool2DOptions",
-    "MAX_POOL_2D": "Pool2DOptions",
-    "L2_POOL_2D": "Pool2DOptions",
-    "CONV_2D": "Conv2DOptions",
-    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
-    "CONCATENATION": "ConcatenationOptions",
-    "L2_NORMALIZATION": "L2NormOptions",
-    "TOPK_V2": "TopKV2Options",
-    "BATCH_MATMUL": "BatchMatMulOptions",
+    name.lower(): (name, code) for name, code in vars(schema.BuiltinOptions).items() if isinstance(code, int)
+}
+# Options whose table is not called like the operator.
+_TABLE_OF = {
+    **dict.fromkeys(("averagepool2d", "maxpool2d", "l2pool2d"), "pool2doptions"),
+    **dict.fromkeys(("maximum", "minimum"), "maximumminimumoptions"),
+    "l2normalization": "l2normoptions",
     **dict.fromkeys(
-        ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "REDUCE_ANY", "REDUCE_ALL"),
-        "ReducerOptions",
+        ("mean", "sum", "reducemax", "reducemin", "reduceprod", "reduceany", "reduceall"), "reduceroptions"
     ),
 }
+# Where a table has them and nobody gave them, 1: no delegate expects a 0.
+_ONES = ("strideW", "strideH", "strideD", "dilationWFactor", "dilationHFactor", "dilationDFactor")
+_ONES += ("filterWidth", "filterHeight", "depthMultiplier", "blockSize", "numSplits", "num")
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor: constant where it has `data`, quantised where it has `scales`. One number as `data` of floats
-    or quantised numbers stands for many around it, which all differ as far as they can."""
+    """A tensor: constant where it has `data`, quantised where it has `scales` or a `block`. One number as
+    `data` of floats or quantised numbers stands for many around it, which all differ as far as they can."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     data: Any = None
     scales: tuple[float, ...] = ()
     axis: int = 0  # of the scales
+    block: int = 0  # inputs that share a scale, of weights
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}{'' if self.data is None else '='}"
 
 
 @dataclass(frozen=True)
 class Single:
-    """An operator with its tensors; equal inputs are one tensor, None is one left out."""
+    """An operator with its tensors; each input is a tensor of its own, None is one left out. A name that
+    TFLite does not know is that of a custom operator."""
 
     name: str
     inputs: tuple[Value | None, ...]
@@ -56,14 +59,18 @@ class Single:
     options: dict[str, Any] = field(default_factory=dict)
     same_input: bool = False  # all inputs are the first tensor
 
+    def __str__(self) -> str:
+        told = ", ".join("-" if value is None else str(value) for value in self.inputs)
+        return f"{self.name} {self.version}({told}) {self.options or ''}"
+
 
 @dataclass(frozen=True)
 class Wired:
-    """An operator between values of a `Graph`, by their numbers; -1 is one left out."""
+    """An operator between values of a `Graph`, by their names; "" is one left out."""
 
     name: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     version: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -72,22 +79,23 @@ class Wired:
 class Graph:
     """Its inputs are the values that nothing makes, its outputs those that nothing reads."""
 
-    values: tuple[Value, ...]
+    values: Mapping[str, Value]
     operators: tuple[Wired, ...]
+    signature: str = ""  # "": "graph_" and its number in the file
 
 
 def graph_of(single: Single) -> Graph:
-    values: list[Value] = []
+    values: dict[str, Value] = {}
 
-    def number(value: Value | None) -> int:
+    def name(value: Value | None) -> str:
         if value is None:
-            return -1
-        values.append(value)
-        return len(values) - 1
+            return ""
+        values[f"t{len(values)}"] = value
+        return f"t{len(values) - 1}"
 
-    inputs = tuple(0 if single.same_input and at else number(v) for at, v in enumerate(single.inputs))
-    outputs = tuple(number(value) for value in single.outputs)
-    return Graph(tuple(values), (Wired(single.name, inputs, outputs, single.version, single.options),))
+    inputs = tuple("t0" if single.same_input and at else name(v) for at, v in enumerate(single.inputs))
+    outputs = tuple(name(value) for value in single.outputs)
+    return Graph(values, (Wired(single.name, inputs, outputs, single.version, single.options),))
 
 
 def write(graphs: Sequence[Graph | Single]) -> bytes:
@@ -95,12 +103,14 @@ def write(graphs: Sequence[Graph | Single]) -> bytes:
     wired = [graph_of(graph) if isinstance(graph, Single) else graph for graph in graphs]
     model = schema.ModelT()
     model.version = 3
-    model.description = "single operators"
     model.buffers = [schema.BufferT()]
     codes = sorted({(operator.name, operator.version) for graph in wired for operator in graph.operators})
     model.operatorCodes = [_code(name, version) for name, version in codes]
-    model.subgraphs = [_subgraph(model, graph, codes, number) for number, graph in enumerate(wired)]
-    model.signatureDefs = [_signature(subgraph, n) for n, subgraph in enumerate(model.subgraphs)]
+    model.subgraphs, model.signatureDefs = [], []
+    for number, graph in enumerate(wired):
+        name = graph.signature or f"graph_{number}"
+        model.subgraphs.append(_subgraph(model, graph, codes, name))
+        model.signatureDefs.append(_signature(model.subgraphs[-1], number))
     builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
@@ -108,41 +118,45 @@ def write(graphs: Sequence[Graph | Single]) -> bytes:
 
 def _code(name: str, version: int) -> Any:
     code = schema.OperatorCodeT()
-    code.builtinCode = getattr(schema.BuiltinOperator, name)
+    code.builtinCode = OPERATORS.index(name) if name in OPERATORS else CUSTOM
+    code.customCode = None if name in OPERATORS else name
     code.deprecatedBuiltinCode = min(code.builtinCode, 127)
     code.version = version
     return code
 
 
-def _subgraph(model: Any, graph: Graph, codes: list[tuple[str, int]], number: int) -> Any:
+def _subgraph(model: Any, graph: Graph, codes: list[tuple[str, int]], name: str) -> Any:
     subgraph = schema.SubGraphT()
-    subgraph.name = f"graph_{number}"
-    subgraph.tensors = [_tensor(model, f"t{n}", value) for n, value in enumerate(graph.values)]
-    subgraph.operators = [_operator(operator, codes) for operator in graph.operators]
-    made = {n for operator in graph.operators for n in operator.outputs}
-    read = {n for operator in graph.operators for n in operator.inputs if n >= 0}
-    subgraph.inputs = sorted(n for n in read - made if graph.values[n].data is None)
+    subgraph.name = name
+    index = {value: number for number, value in enumerate(graph.values)}
+    subgraph.tensors = [_tensor(model, *named) for named in graph.values.items()]
+    for value, tensor in zip(graph.values.values(), tuple(subgraph.tensors), strict=True):
+        if value.block:
+            subgraph.tensors.append(_block_scales(model, value, tensor, len(subgraph.tensors)))
+    subgraph.operators = [_operator(operator, codes, index) for operator in graph.operators]
+    made = {n for operator in subgraph.operators for n in operator.outputs}
+    read = {n for operator in subgraph.operators for n in operator.inputs if n >= 0}
+    constant = {index[n] for n, value in graph.values.items() if value.data is not None}
+    subgraph.inputs = sorted(read - made - constant)
     subgraph.outputs = sorted(made - read)
     return subgraph
 
 
-def _operator(wired: Wired, codes: list[tuple[str, int]]) -> Any:
+def _operator(wired: Wired, codes: list[tuple[str, int]], index: Mapping[str, int]) -> Any:
     operator = schema.OperatorT()
     operator.opcodeIndex = codes.index((wired.name, wired.version))
-    operator.inputs = list(wired.inputs)
-    operator.outputs = list(wired.outputs)
-    if wired.options:
-        table = _TABLES.get(wired.name, _camel(wired.name.title().replace("_", "")) + "Options")
-        options = getattr(schema, f"{table}T")()
-        for name, value in wired.options.items():
-            setattr(options, _attribute(name), value)
-        operator.builtinOptions = options
-        operator.builtinOptionsType = getattr(schema.BuiltinOptions, table)
+    operator.inputs = [index[name] if name else -1 for name in wired.inputs]
+    operator.outputs = [index[name] for name in wired.outputs]
+    plain = wired.name.replace("_", "").lower()
+    table = _TABLE_OF.get(plain, f"{plain}options")
+    if wired.name in OPERATORS and table in _TABLES:
+        name, operator.builtinOptionsType = _TABLES[table]
+        operator.builtinOptions = getattr(schema, f"{name}T")()
+        given = {_attribute(option): value for option, value in wired.options.items()}
+        ones = {option: 1 for option in _ONES if hasattr(operator.builtinOptions, option)}
+        for option, value in {**ones, **given}.items():
+            setattr(operator.builtinOptions, option, value)
     return operator
-
-
-def _camel(title: str) -> str:
-    return re.sub(r"2d\b", "2D", title)
 
 
 def _attribute(name: str) -> str:
@@ -168,6 +182,17 @@ def _tensor(model: Any, name: str, value: Value) -> Any:
     return tensor
 
 
+def _block_scales(model: Any, value: Value, tensor: Any, number: int) -> Any:
+    """The tensor `number` with the scales of the blocks of `tensor`, which is told of them."""
+    details = schema.BlockwiseQuantizationT()
+    details.scales, details.zeroPoints, details.blockSize = number, -1, value.block
+    tensor.quantization = tensor.quantization or schema.QuantizationParametersT()
+    tensor.quantization.details = details
+    tensor.quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+    blocks = Value((value.shape[0], value.shape[1] // value.block), "float16", 0)
+    return _tensor(model, f"{tensor.name}_scales", blocks)
+
+
 def _stored(value: Value) -> Any:
     if BITS[value.dtype] < 8 or value.dtype == "bfloat16":
         return np.zeros(-(-math.prod(value.shape) * BITS[value.dtype] // 8), np.uint8)
@@ -183,13 +208,13 @@ def _signature(subgraph: Any, number: int) -> Any:
     signature = schema.SignatureDefT()
     signature.signatureKey = subgraph.name
     signature.subgraphIndex = number
-    signature.inputs = [_entry(f"in{i}", i) for i in subgraph.inputs]
-    signature.outputs = [_entry(f"out{i}", i) for i in subgraph.outputs]
+    signature.inputs = [_entry(subgraph, i) for i in subgraph.inputs]
+    signature.outputs = [_entry(subgraph, i) for i in subgraph.outputs]
     return signature
 
 
-def _entry(name: str, index: int) -> Any:
+def _entry(subgraph: Any, index: int) -> Any:
     entry = schema.TensorMapT()
-    entry.name = name
+    entry.name = subgraph.tensors[index].name
     entry.tensorIndex = index
     return entry

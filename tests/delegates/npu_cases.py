@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.delegates.one_operator import Case, Value
+from tests.delegates.graph_file import Single, Value
 
 
 def numbers(*values: int, dtype: str = "int32", shape: tuple[int, ...] | None = None) -> Value:
-    return Value((len(values),) if shape is None else shape, dtype, values, is_constant=True)
+    return Value((len(values),), dtype, values) if shape is None else Value(shape, dtype, values[0])
 
 
 def given(*shape: int, dtype: str = "int32") -> Value:
@@ -17,13 +17,14 @@ def given(*shape: int, dtype: str = "int32") -> Value:
 
 
 def constant(*shape: int, dtype: str = "float32", scales: int = 0, block: int = 0) -> Value:
-    return Value(shape, dtype, None, True, scales, block)
+    return Value(shape, dtype, 0, STEP * scales, block=block)
 
 
+STEP = (0.1,)
 IMAGE = Value((1, 4, 4, 8))
 ROWS = Value((4, 8))
-SCALED = Value((1, 4, 4, 8), "int8", scales=1)
-PER_CHANNEL = Value((1, 4, 4, 8), "int8", scales=8)
+SCALED = Value((1, 4, 4, 8), "int8", scales=STEP)
+PER_CHANNEL = Value((1, 4, 4, 8), "int8", scales=STEP * 8)
 MASK = Value((1, 4, 4, 8), "bool")
 SCALAR = Value(())
 DTYPES = ("float32", "float16", "int32", "int64", "uint8", "int8", "int16", "bool", "float64", "uint32")
@@ -31,16 +32,16 @@ WEIGHTS = ("float32", "float16", "uint8", "int8", "int4", "int2", "int16")
 AXIS_OPERATORS = ("MEAN", "SUM", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "REDUCE_ANY", "REDUCE_ALL")
 
 
-def _case(operator: str, *inputs: Value | None, output: Value = IMAGE, **options: Any) -> Case:
-    return Case(operator, inputs, (output,), options)
+def _case(operator: str, *inputs: Value | None, output: Value = IMAGE, **options: Any) -> Single:
+    return Single(operator, inputs, (output,), options=options)
 
 
-def _typed() -> list[Case]:
-    values = [Value((1, 4, 4, 8), d, scales=s) for d in (*DTYPES, "int4", "uint16") for s in (0, 1, 8)]
+def _typed() -> list[Single]:
+    values = [Value((1, 4, 4, 8), d, scales=STEP * s) for d in (*DTYPES, "int4", "uint16") for s in (0, 1, 8)]
     same = [_case("RESHAPE", v, output=v) for v in values]
     layers = [
         _case(
-            "FULLY_CONNECTED", Value((4, 8), i, scales=int(i.startswith("int"))), w, output=Value((4, 8), i)
+            "FULLY_CONNECTED", Value((4, 8), i, scales=STEP * i.startswith("int")), w, output=Value((4, 8), i)
         )
         for i in ("float32", "float16", "int8", "int16")
         for d in WEIGHTS
@@ -51,10 +52,10 @@ def _typed() -> list[Case]:
     return [*same, *layers, *leaky, *constants]
 
 
-def _padded() -> list[Case]:
+def _padded() -> list[Single]:
     pads, wide, free = constant(4, 2, dtype="int32"), constant(4, 2, dtype="int64"), given(4, 2)
     zero = constant()
-    dtypes = [Value((1, 4, 4, 8), d, scales=s) for d in DTYPES for s in (0, 1)]
+    dtypes = [Value((1, 4, 4, 8), d, scales=STEP * s) for d in DTYPES for s in (0, 1)]
     return [
         *(_case(o, IMAGE, p) for o in ("PAD", "MIRROR_PAD") for p in (pads, wide, free)),
         *(_case("PADV2", IMAGE, p, v) for p in (pads, free) for v in (zero, SCALAR)),
@@ -68,7 +69,7 @@ def _padded() -> list[Case]:
     ]
 
 
-def _sliced() -> list[Case]:
+def _sliced() -> list[Single]:
     begin, end, ones = numbers(0, 0, 0, 0), numbers(1, 4, 4, 8), numbers(1, 1, 1, 1)
     wide = numbers(0, 0, 0, 0, dtype="int64")
     two = Value((4, 4))
@@ -80,25 +81,25 @@ def _sliced() -> list[Case]:
         _case("STRIDED_SLICE", IMAGE, begin, end, given(4)),
         *(
             _case("STRIDED_SLICE", IMAGE, begin, end, ones, **{mask: 1})
-            for mask in ("ellipsisMask", "newAxisMask", "beginMask", "endMask")
+            for mask in ("ellipsis_mask", "new_axis_mask", "begin_mask", "end_mask")
         ),
         *(_case("TILE", IMAGE, n) for n in (ones, numbers(1, 1, 1, 1, dtype="int64"), given(4))),
         *(_case("TRANSPOSE", IMAGE, n) for n in (numbers(0, 1, 2, 3), given(4))),
         *(
-            Case("SPLIT", (axis, ROWS), halves, {"numSplits": 2})
+            Single("SPLIT", (axis, ROWS), halves, options={"num_splits": 2})
             for axis in (numbers(1, shape=()), numbers(1, dtype="int64", shape=()), given())
         ),
         *(
-            Case("SPLIT_V", (ROWS, sizes, axis), halves, {"numSplits": 2})
+            Single("SPLIT_V", (ROWS, sizes, axis), halves, options={"num_splits": 2})
             for sizes in (numbers(4, 4), numbers(4, 4, dtype="int64"), given(2))
             for axis in (numbers(1, shape=()), numbers(1, dtype="int64", shape=()))
         ),
-        Case("UNPACK", (ROWS,), (Value((8,)),) * 4, {"num": 4, "axis": 0}),
-        Case("PACK", (Value((8,)),) * 4, (ROWS,), {"valuesCount": 4, "axis": 0}),
+        Single("UNPACK", (ROWS,), (Value((8,)),) * 4, options={"num": 4, "axis": 0}),
+        Single("PACK", (Value((8,)),) * 4, (ROWS,), options={"values_count": 4, "axis": 0}),
     ]
 
 
-def _indexed() -> list[Case]:
+def _indexed() -> list[Single]:
     three, picked = given(3), Value((3, 8))
     on, off = constant(), constant()
     whole = constant(dtype="int32")
@@ -107,7 +108,7 @@ def _indexed() -> list[Case]:
     return [
         _case("GATHER", ROWS, three, output=picked),
         _case("GATHER", ROWS, given(3, dtype="int64"), output=picked),
-        _case("GATHER", ROWS, given(4, 2), output=Value((4, 2)), axis=1, batchDims=1),
+        _case("GATHER", ROWS, given(4, 2), output=Value((4, 2)), axis=1, batch_dims=1),
         _case("GATHER_ND", ROWS, given(3, 1), output=picked),
         *(_case("EMBEDDING_LOOKUP", three, constant(4, 8, dtype=d), output=picked) for d in WEIGHTS),
         *(
@@ -118,7 +119,7 @@ def _indexed() -> list[Case]:
         _case("ONE_HOT", given(4), numbers(8, shape=()), whole, whole, output=Value((4, 8), "int32")),
         _case("ONE_HOT", given(4), numbers(8, shape=()), SCALAR, off, output=ROWS),
         *(
-            Case("TOPK_V2", (ROWS, k), best)
+            Single("TOPK_V2", (ROWS, k), best)
             for k in (numbers(2, shape=()), numbers(2), numbers(2, dtype="int64", shape=()), given())
         ),
         *(
@@ -149,7 +150,7 @@ def _indexed() -> list[Case]:
     ]
 
 
-def _computed() -> list[Case]:
+def _computed() -> list[Single]:
     bias = constant(16)
     kernel = constant(16, 3, 3, 8)
     wide = Value((1, 4, 4, 16))
@@ -165,7 +166,7 @@ def _computed() -> list[Case]:
             for k in (kernel, Value(kernel.shape), constant(16, 3, 3, 8, dtype="int8", scales=16))
             for b in (bias, None)
         ),
-        *(_case("ADD", IMAGE, IMAGE, fusedActivationFunction=activation) for activation in range(6)),
+        *(_case("ADD", IMAGE, IMAGE, fused_activation_function=activation) for activation in range(6)),
         _case("ADD_N", IMAGE, IMAGE),
         _case("ADD_N", SCALED, SCALED, output=SCALED),
         _case("BATCH_MATMUL", Value((2, 4, 8)), Value((1, 8, 4)), output=Value((2, 4, 4))),

@@ -17,8 +17,8 @@ from rpi_runtime.errors import BundleError, ResourceError
 from rpi_runtime.tflite_file import read
 from rpi_runtime.tflite_names import OPERATORS
 from tests.conftest import script
+from tests.delegates.graph_file import Single, write
 from tests.delegates.npu_cases import CASES, IMAGE, REFUSED_WHOLE
-from tests.delegates.one_operator import Case, graph
 
 # Fetched graphs whose sparse weights stay on the CPU: what the plugins write lacks the indices.
 SPARSE = {"face_detection_full_range_sparse", "pose_detection"}
@@ -145,9 +145,9 @@ def assert_the_plugin_takes_the_same(plugin: Any, file: Path) -> None:
     assert ours == plugin.taken(file), file.name
 
 
-def different(plugin: Any, cases: tuple[Case, ...], file: Path) -> list[str]:
+def different(plugin: Any, cases: tuple[Single, ...], file: Path) -> list[str]:
     """Those of `cases` that the plugin decides otherwise than the rules."""
-    file.write_bytes(graph(cases))
+    file.write_bytes(write(cases))
     taken = plugin.taken(file)
     assert len(taken) == len(cases)
     ours = [not verdicts(s, plugin.vendor.name)[0] for s in read(file, details=True).subgraphs]
@@ -163,7 +163,7 @@ def test_the_plugin_knows_the_same_socs(plugin: Any) -> None:
 @pytest.mark.emulation
 def test_of_all_operators_there_are_it_takes_what_the_rules_say(plugin: Any, tmp_path: Path) -> None:
     names = [name for name in (*OPERATORS, "MyOwn") if name not in NOT_ASKED]
-    cases = tuple(Case(name, (IMAGE,) * 3, (IMAGE,)) for name in names)
+    cases = tuple(Single(name, (IMAGE,) * 3, (IMAGE,)) for name in names)
     assert different(plugin, cases, tmp_path / "all.tflite") == []
 
 
@@ -174,9 +174,9 @@ def test_of_each_operator_as_a_graph_may_have_it_too(plugin: Any, tmp_path: Path
 
 @pytest.mark.emulation
 @pytest.mark.parametrize("case", REFUSED_WHOLE, ids=str)
-def test_what_costs_the_whole_graph_does(plugin: Any, tmp_path: Path, case: Case) -> None:
+def test_what_costs_the_whole_graph_does(plugin: Any, tmp_path: Path, case: Single) -> None:
     file = tmp_path / "one.tflite"
-    file.write_bytes(graph([case]))
+    file.write_bytes(write([case]))
     found = verdicts(read(file, details=True).subgraphs[0], plugin.vendor.name)[0]
     if any("the whole graph is refused" in refusal.reason for refusal in found):
         with pytest.raises(ResourceError):

@@ -24,10 +24,11 @@ from rpi_runtime.backends.interpreter import InterpreterGraph
 from rpi_runtime.backends.select import choose, open_graph
 from rpi_runtime.errors import DelegateFailed, ResourceError, UsageError
 from tests.conftest import script
-from tests.delegates.small_graphs import Op, Small, write
+from tests.delegates.graph_file import Graph, Value, Wired, write
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).with_name("external_guest.py")
+RELU, RELU6 = 1, 3  # of ActivationFunctionType
 HERE = ("ai-edge-litert", "tflite-runtime")
 EMULATED = ("ai-edge-litert on aarch64", "tflite-runtime on aarch64")
 RUNTIMES = [*HERE, *(pytest.param(name, marks=pytest.mark.emulation) for name in EMULATED)]
@@ -136,27 +137,26 @@ CASES = {
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two signatures, of which ABS and SQRT divide what the delegate computes."""
-    shape, row = (2, 3, 4), np.arange(1, 5, dtype=np.float32)
-    one = Small(
-        "one",
-        dict.fromkeys(["x", "y", "a", "b", "c", "d", "z"], shape),
+    cube, row = Value((2, 3, 4)), Value((4,), data=[1, 2, 3, 4])
+    one = Graph(
+        {**dict.fromkeys("xyabcdz", cube), "row": row},
         (
-            Op("ADD", ("x", "y"), "a"),
-            Op("MUL", ("a", "row"), "b", "RELU6"),
-            Op("ABS", ("b",), "c"),
-            Op("ADD", ("c", "x"), "d", "RELU"),
-            Op("SQRT", ("d",), "z"),
+            Wired("ADD", ("x", "y"), ("a",)),
+            Wired("MUL", ("a", "row"), ("b",), options={"fused_activation_function": RELU6}),
+            Wired("ABS", ("b",), ("c",)),
+            Wired("ADD", ("c", "x"), ("d",), options={"fused_activation_function": RELU}),
+            Wired("SQRT", ("d",), ("z",)),
         ),
-        ("x", "y"),
-        {"row": row},
+        "one",
     )
-    two = Small(
+    two = Graph(
+        {"x": cube, "y": Value((3, 1)), "a": cube, "z": cube},
+        (Wired("ABS", ("x",), ("a",)), Wired("MUL", ("a", "y"), ("z",))),
         "two",
-        {"x": shape, "y": (3, 1), "a": shape, "z": shape},
-        (Op("ABS", ("x",), "a"), Op("MUL", ("a", "y"), "z")),
-        ("x", "y"),
     )
-    return write(tmp_path_factory.mktemp("graphs") / "small.tflite", [one, two])
+    path = tmp_path_factory.mktemp("graphs") / "small.tflite"
+    path.write_bytes(write([one, two]))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -443,9 +443,9 @@ class TestInThisProcess:
 
     def test_it_may_bring_an_operator_that_no_runtime_has(self, library: Path, tmp_path: Path) -> None:
         """As graphs compiled for one accelerator have."""
-        shapes = dict.fromkeys(["x", "a", "z"], (2, 3))
-        own = Small("own", shapes, (Op("VendorOp", ("x",), "a"), Op("ABS", ("a",), "z")), ("x",))
-        path = write(tmp_path / "own.tflite", [own])
+        operators = Wired("VendorOp", ("x",), ("a",)), Wired("ABS", ("a",), ("z",))
+        path = tmp_path / "own.tflite"
+        path.write_bytes(write([Graph(dict.fromkeys("xaz", Value((2, 3))), operators, "own")]))
         graph = open_graph(path, delegate=ExternalDelegate(library, (("nodes", "0"), ("dynamic", "1"))))
         assert (graph.delegated["own"].nodes, graph.delegated["own"].total_nodes) == ((0,), 2)
         with pytest.raises(DelegateFailed, match="claimed nodes that it cannot run"):
