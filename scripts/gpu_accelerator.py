@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from software_vulkan import LAVAPIPE, SWIFTSHADER, environment
 
 from rpi_runtime.errors import ResourceError
+from rpi_runtime.tflite_file import read
 
 _CHILD = Path(gpu_child.__file__).resolve()
 _UNSUPPORTED = "Following operations are not supported by GPU delegate:\n"
@@ -40,6 +41,37 @@ class Delegation:
     taken: frozenset[int]  # these do run on the GPU
     partitions: int  # into which `accepted` falls
     reasons: tuple[str, ...]  # the accelerator's own, each once
+
+
+@dataclass(frozen=True)
+class Run:
+    """Of all signatures, each once."""
+
+    outputs: Arrays
+    open_s: float  # kernels included
+    run_s: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Between outputs and those that they should be."""
+
+    largest: float  # of the largest number of the output
+    cosine: float
+
+    @classmethod
+    def between(cls, here: NDArray[np.generic], there: NDArray[np.generic]) -> Difference:
+        a, b = here.astype(float).ravel(), there.astype(float).ravel()
+        largest = float(np.abs(a - b).max() / np.abs(b).max())
+        return cls(largest, float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)))
+
+    @classmethod
+    def worst(cls, here: Arrays, there: Arrays, signature: str = "") -> Difference:
+        """Of all outputs, or those of one signature."""
+        found = [
+            cls.between(here[n], there[n]) for n in there if n.startswith(f"{signature}:" * bool(signature))
+        ]
+        return cls(max(d.largest for d in found), min(d.cosine for d in found))
 
 
 class GpuAccelerator:
@@ -60,15 +92,15 @@ class GpuAccelerator:
             for f, why in zip(found, reasons, strict=True)
         ]
 
-    def outputs(self, graph: Path, inputs: Mapping[str, NDArray[np.generic]], where: str) -> Arrays:
-        """Of all signatures, on the "cpu", the "gpu" in float32, or there as it likes ("gpu-half"). Raises
-        `ResourceError` when the graph does not run."""
+    def run(self, graph: Path, inputs: Mapping[str, NDArray[np.generic]], where: str) -> Run:
+        """On the "cpu", the "gpu" in float32, or there as it likes ("gpu-half"). Raises `ResourceError` when
+        the graph does not run."""
         with tempfile.TemporaryDirectory() as scratch:
             given, made = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
             np.savez(given, **dict(inputs))  # type: ignore[arg-type]  # none is called "allow_pickle"
-            self._child("run", graph, given, made, where)
+            done = self._child("run", graph, given, made, where)
             with np.load(made) as arrays:
-                return dict(arrays)
+                return Run(dict(arrays), **json.loads(done.stdout.splitlines()[-1]))
 
     def _child(self, task: str, graph: Path, *more: object) -> subprocess.CompletedProcess[str]:
         inside = {**os.environ, **self._environment}
@@ -82,6 +114,26 @@ class GpuAccelerator:
 def prepare(driver: str = SWIFTSHADER) -> GpuAccelerator:
     """Fetches what is missing; raises `Unavailable` where a software Vulkan cannot be had."""
     return GpuAccelerator(environment(driver))
+
+
+def random_inputs(graph: Path) -> Arrays:
+    """For every signature of one of our graphs, as large as they are when it is used: pictures from 0 to 1, a
+    mask that hides nothing, a full KV cache."""
+    chosen = np.random.default_rng(0)
+    found: Arrays = {}
+    for signature in read(graph).signatures:
+        for t in signature.inputs:
+            values: NDArray[np.generic] = chosen.standard_normal(t.shape)
+            if t.name == "images":
+                values = chosen.random(t.shape)
+            elif t.name == "mask":
+                values = np.zeros(t.shape)
+            elif t.name.endswith("_scale"):  # of numbers of 8 bits, which are then 1 on average
+                values = chosen.uniform(0.01, 0.02, t.shape)
+            elif t.dtype == "int8":
+                values = chosen.integers(-127, 128, t.shape)
+            found[f"{signature.name}:{t.name}"] = values.astype(t.dtype)
+    return found
 
 
 def _last_error(done: subprocess.CompletedProcess[str]) -> str:

@@ -288,7 +288,7 @@ def wrong(accelerator: Any, singles: Sequence[Single], folder: Path) -> list[str
     """Of results that the GPU has otherwise than the CPU, which."""
     graph = written(folder, singles)
     inputs = inputs_of(read(graph).signatures, singles)
-    on_gpu, on_cpu = (accelerator.outputs(graph, inputs, where) for where in ("gpu", "cpu"))
+    on_gpu, on_cpu = (accelerator.run(graph, inputs, where).outputs for where in ("gpu", "cpu"))
     found = []
     for name, there in on_cpu.items():
         single = singles[int(name.partition(":")[0].removeprefix("graph_"))]
@@ -327,49 +327,29 @@ def close(here: NDArray[Any], there: NDArray[Any], single: Single) -> bool:
     return bool(np.allclose(here, there, rtol=5e-3, atol=1e-5))
 
 
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Between the GPU and the CPU, over all outputs of all signatures."""
-
-    largest: float  # of the largest number of an output
-    cosine: float  # the smallest of an output
-
-    @classmethod
-    def between(cls, here: dict[str, NDArray[Any]], there: dict[str, NDArray[Any]]) -> Difference:
-        pairs = [(here[name].astype(float).ravel(), there[name].astype(float).ravel()) for name in there]
-        return cls(
-            max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs),
-            min(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in pairs),
-        )
-
-
-def difference(accelerator: Any, bundle: Bundle, component: str, where: str) -> Difference:
-    graph = bundle.path(component)
-    chosen = np.random.default_rng(0)
-    inputs = {
-        f"{signature.name}:{t.name}": chosen.standard_normal(t.shape, np.float32)
-        for signature in read(graph).signatures
-        for t in signature.inputs
-    }
-    for name in inputs:
-        if name.endswith((":images", ":mask")):
-            inputs[name] = np.abs(inputs[name]) % 1 if name.endswith(":images") else 0 * inputs[name]
-    there = accelerator.outputs(graph, inputs, "cpu")
-    return Difference.between(accelerator.outputs(graph, inputs, where), there)
+def difference(scripts: dict[str, ModuleType], accelerator: Any, graph: Path, where: str) -> Any:
+    """From the CPU, the largest of all signatures."""
+    gpu = scripts["gpu_accelerator"]
+    inputs = gpu.random_inputs(graph)
+    here, there = (accelerator.run(graph, inputs, place).outputs for place in (where, "cpu"))
+    return gpu.Difference.worst(here, there)
 
 
 @pytest.mark.emulation
 @pytest.mark.parametrize("component", ["vrc", "vision_base", "vision_large", "decoder"])
 def test_in_float32_the_gpu_computes_what_the_cpu_does(
-    accelerator: Any, nano_bundle: Path, component: str
+    gpu_scripts: dict[str, ModuleType], accelerator: Any, nano_bundle: Path, component: str
 ) -> None:
-    found = difference(accelerator, Bundle.open(nano_bundle), component, "gpu")
+    found = difference(gpu_scripts, accelerator, Bundle.open(nano_bundle).path(component), "gpu")
     assert found.largest < 1e-5
 
 
 @pytest.mark.emulation
 @pytest.mark.parametrize("component", ["vrc", "vision_base", "vision_large", "decoder"])
-def test_in_float16_it_comes_close(half_accelerator: Any, nano_bundle: Path, component: str) -> None:
-    found = difference(half_accelerator, Bundle.open(nano_bundle), component, "gpu-half")
+def test_in_float16_it_comes_close(
+    gpu_scripts: dict[str, ModuleType], half_accelerator: Any, nano_bundle: Path, component: str
+) -> None:
+    graph = Bundle.open(nano_bundle).path(component)
+    found = difference(gpu_scripts, half_accelerator, graph, "gpu-half")
     assert found.largest < 0.02
     assert found.cosine > 0.999
