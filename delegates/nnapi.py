@@ -77,6 +77,17 @@ def refusals(node: Node, level: int) -> tuple[Refusal, ...]:
         return (Refusal("it lacks an input, an output or a dimension", "Export it again."),)
 
 
+def faults(node: Node) -> tuple[Refusal, ...]:
+    """What NNAPI's specification does not allow, and the delegate hands to the driver all the same."""
+    weights = node.inputs[1] if node.name == "FULLY_CONNECTED" and len(node.inputs) > 1 else None
+    quantization = weights.quantization if weights else None
+    static = node.inputs[0] is not None and node.inputs[0].dtype in _QUANT8 if node.inputs else False
+    if quantization is None or quantization.channels <= 1 or not static:
+        return ()
+    reason = f"its weights have {quantization.channels} scales, and NNAPI's specification gives them one"
+    return (Refusal(reason, "Convert with --delegate nnapi, whose w8a8 has one."),)
+
+
 def _refusals(rule: Rule, node: Node, level: int) -> Iterator[Refusal]:
     if node.name == "DEQUANTIZE" and level >= 30 and _is_half_activation(node.input(0)):
         return

@@ -126,4 +126,6 @@ def verdicts(subgraph: Subgraph, target: Target) -> dict[int, tuple[Refusal, ...
 
 def faults(node: Node, target: Target) -> tuple[Refusal, ...]:
     """What is known to go wrong when the delegate runs this operator, which it takes."""
-    return gpu_faults(node) if target.delegate == "gpu" else ()
+    if target.delegate == "gpu":
+        return gpu_faults(node)
+    return nnapi.faults(node) if target.delegate == "nnapi" else ()

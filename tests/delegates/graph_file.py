@@ -40,6 +40,7 @@ class Value:
     dtype: str = "float32"
     data: Any = None
     scales: tuple[float, ...] = ()
+    zero_point: int = 0  # of all of them
     axis: int = 0  # of the scales
     block: int = 0  # inputs that share a scale, of weights
 
@@ -177,7 +178,7 @@ def _tensor(model: Any, name: str, value: Value) -> Any:
     if value.scales:
         tensor.quantization = schema.QuantizationParametersT()
         tensor.quantization.scale = list(value.scales)
-        tensor.quantization.zeroPoint = [0] * len(value.scales)
+        tensor.quantization.zeroPoint = [value.zero_point] * len(value.scales)
         tensor.quantization.quantizedDimension = value.axis
     return tensor
 

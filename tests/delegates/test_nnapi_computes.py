@@ -23,7 +23,7 @@ from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import ResourceError
 from rpi_runtime.manifest import VISION_BASE, VRC
 from tests.conftest import script
-from tests.delegates.one_operator import Case, Value, graph
+from tests.delegates.graph_file import Single, Value, write
 
 ROOT = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).with_name("nnapi_guest.py")
@@ -125,28 +125,29 @@ def real(*shape: int, **how: Any) -> Value:
 
 
 def int8(*shape: int, scale: float = 0.05, zero_point: int = 3, **how: Any) -> Value:
-    return Value(shape, "int8", scales=1, scale=(scale,), zero_point=zero_point, **how)
+    return Value(shape, "int8", scales=(scale,), zero_point=zero_point, **how)
 
 
 def ints(*numbers: int) -> Value:
-    return Value((len(numbers),), "int32", numbers, is_constant=True)
+    return Value((len(numbers),), "int32", numbers)
 
 
 def weights(*shape: int, axis: int | None = None, dtype: str = "int8") -> Value:
     """Constant ones, by channel where there is an `axis`."""
     random = np.random.default_rng(1)
     if dtype == "float32":
-        return Value(shape, numbers=tuple(random.normal(size=int(np.prod(shape)))), is_constant=True)
+        return Value(shape, data=tuple(random.normal(size=int(np.prod(shape)))))
     numbers = tuple(random.integers(-127, 128, int(np.prod(shape))).tolist())
     scale = (0.01,) if axis is None else tuple(0.01 * (1 + c / 4) for c in range(shape[axis]))
-    return Value(shape, "int8", numbers, is_constant=True, scales=len(scale), scale=scale, axis=axis or 0)
+    return Value(shape, "int8", numbers, scales=scale, axis=axis or 0)
 
 
 def bias(over: Value, value: Value) -> Value:
-    numbers = tuple(range(-50, 50 * over.scales, 50)) if over.scales > 1 else (40,) * over.shape[0]
-    scale = tuple(s * value.scale[0] for s in over.scale)
-    count = over.scales if over.scales > 1 else over.shape[0]
-    return Value((count,), "int32", numbers[:count], is_constant=True, scales=over.scales, scale=scale)
+    channels = len(over.scales)
+    numbers = tuple(range(-50, 50 * channels, 50)) if channels > 1 else (40,) * over.shape[0]
+    scales = tuple(s * value.scales[0] for s in over.scales)
+    count = channels if channels > 1 else over.shape[0]
+    return Value((count,), "int32", numbers[:count], scales=scales)
 
 
 def convolution(padding: int, stride: int, dilation: int, activation: int = 0) -> dict[str, int]:
@@ -162,100 +163,104 @@ BY_CHANNEL = weights(5, 3, 3, 3, axis=0)
 DEEP = weights(1, 3, 3, 6, axis=3)
 ROWS, UNITS = int8(4, 8), weights(6, 8)
 CASES = {
-    "add": Case("ADD", (real(2, 3, 4), real(4)), (real(2, 3, 4),), {"fusedActivationFunction": RELU6}),
-    "add_int8": Case("ADD", (int8(2, 3), int8(2, 3, scale=0.02, zero_point=-9)), (int8(2, 3, scale=0.1),)),
-    "sub": Case("SUB", (real(1, 5, 4), real(5, 1)), (real(1, 5, 4),)),
-    "sub_int8": Case("SUB", (int8(2, 3), int8(2, 3, scale=0.02)), (int8(2, 3, scale=0.06),)),
-    "mul": Case("MUL", (real(2, 3), real(1)), (real(2, 3),), {"fusedActivationFunction": RELU}),
-    "mul_int8": Case("MUL", (int8(2, 9), int8(2, 9, scale=0.02)), (int8(2, 9, scale=0.06),)),
-    "div": Case("DIV", (real(2, 3), real(2, 1)), (real(2, 3),)),
-    "maximum": Case("MAXIMUM", (real(2, 3), real(3)), (real(2, 3),)),
-    "maximum_int8": Case("MAXIMUM", (int8(2, 3), int8(2, 3)), (int8(2, 3),)),
-    "abs": Case("ABS", (real(2, 3),), (real(2, 3),)),
-    "rsqrt": Case("RSQRT", (real(2, 3),), (real(2, 3),)),
-    "tanh": Case("TANH", (real(2, 3),), (real(2, 3),)),
-    "tanh_int8": Case("TANH", (int8(2, 9),), (int8(2, 9, scale=1 / 128, zero_point=0),)),
-    "softmax": Case("SOFTMAX", (real(3, 9),), (real(3, 9),), {"beta": 1.0}),
-    "softmax_int8": Case(
-        "SOFTMAX", (int8(3, 9),), (int8(3, 9, scale=1 / 256, zero_point=-128),), {"beta": 1.0}
+    "add": Single(
+        "ADD", (real(2, 3, 4), real(4)), (real(2, 3, 4),), options={"fusedActivationFunction": RELU6}
     ),
-    "mean": Case("MEAN", (real(2, 3, 4), ints(1)), (real(2, 1, 4),), {"keepDims": True}),
-    "mean_int8": Case("MEAN", (int8(1, 5, 4, 3), ints(1, 2)), (int8(1, 3),)),
+    "add_int8": Single("ADD", (int8(2, 3), int8(2, 3, scale=0.02, zero_point=-9)), (int8(2, 3, scale=0.1),)),
+    "sub": Single("SUB", (real(1, 5, 4), real(5, 1)), (real(1, 5, 4),)),
+    "sub_int8": Single("SUB", (int8(2, 3), int8(2, 3, scale=0.02)), (int8(2, 3, scale=0.06),)),
+    "mul": Single("MUL", (real(2, 3), real(1)), (real(2, 3),), options={"fusedActivationFunction": RELU}),
+    "mul_int8": Single("MUL", (int8(2, 9), int8(2, 9, scale=0.02)), (int8(2, 9, scale=0.06),)),
+    "div": Single("DIV", (real(2, 3), real(2, 1)), (real(2, 3),)),
+    "maximum": Single("MAXIMUM", (real(2, 3), real(3)), (real(2, 3),)),
+    "maximum_int8": Single("MAXIMUM", (int8(2, 3), int8(2, 3)), (int8(2, 3),)),
+    "abs": Single("ABS", (real(2, 3),), (real(2, 3),)),
+    "rsqrt": Single("RSQRT", (real(2, 3),), (real(2, 3),)),
+    "tanh": Single("TANH", (real(2, 3),), (real(2, 3),)),
+    "tanh_int8": Single("TANH", (int8(2, 9),), (int8(2, 9, scale=1 / 128, zero_point=0),)),
+    "softmax": Single("SOFTMAX", (real(3, 9),), (real(3, 9),), options={"beta": 1.0}),
+    "softmax_int8": Single(
+        "SOFTMAX", (int8(3, 9),), (int8(3, 9, scale=1 / 256, zero_point=-128),), options={"beta": 1.0}
+    ),
+    "mean": Single("MEAN", (real(2, 3, 4), ints(1)), (real(2, 1, 4),), options={"keepDims": True}),
+    "mean_int8": Single("MEAN", (int8(1, 5, 4, 3), ints(1, 2)), (int8(1, 3),)),
     # The delegate has the mean in the input's steps first, so a finer output would be no better.
-    "mean_int8_rescaled": Case(
+    "mean_int8_rescaled": Single(
         "MEAN", (int8(1, 5, 4, 3), ints(1, 2)), (int8(1, 3, scale=0.06, zero_point=8),)
     ),
-    "reduce_max": Case("REDUCE_MAX", (real(2, 3, 4), ints(-1)), (real(2, 3),)),
-    "reduce_max_int8": Case("REDUCE_MAX", (int8(2, 3, 4), ints(1)), (int8(2, 4),)),
-    "reshape": Case("RESHAPE", (int8(2, 6), ints(3, 4)), (int8(3, 4),)),
-    "transpose": Case("TRANSPOSE", (int8(2, 3, 4), ints(2, 0, 1)), (int8(4, 2, 3),)),
-    "slice": Case("SLICE", (int8(4, 5, 6), ints(1, 0, 2), ints(2, -1, 3)), (int8(2, 5, 3),)),
-    "concatenation": Case("CONCATENATION", (real(2, 3), real(2, 4)), (real(2, 7),), {"axis": 1}),
-    "concatenation_int8": Case("CONCATENATION", (int8(2, 3), int8(1, 3)), (int8(3, 3),), {"axis": 0}),
-    "pad": Case(
+    "reduce_max": Single("REDUCE_MAX", (real(2, 3, 4), ints(-1)), (real(2, 3),)),
+    "reduce_max_int8": Single("REDUCE_MAX", (int8(2, 3, 4), ints(1)), (int8(2, 4),)),
+    "reshape": Single("RESHAPE", (int8(2, 6), ints(3, 4)), (int8(3, 4),)),
+    "transpose": Single("TRANSPOSE", (int8(2, 3, 4), ints(2, 0, 1)), (int8(4, 2, 3),)),
+    "slice": Single("SLICE", (int8(4, 5, 6), ints(1, 0, 2), ints(2, -1, 3)), (int8(2, 5, 3),)),
+    "concatenation": Single("CONCATENATION", (real(2, 3), real(2, 4)), (real(2, 7),), options={"axis": 1}),
+    "concatenation_int8": Single(
+        "CONCATENATION", (int8(2, 3), int8(1, 3)), (int8(3, 3),), options={"axis": 0}
+    ),
+    "pad": Single(
         "PAD",
-        (int8(1, 2, 3), Value((3, 2), "int32", (0, 0, 1, 2, 0, 1), is_constant=True)),
+        (int8(1, 2, 3), Value((3, 2), "int32", (0, 0, 1, 2, 0, 1))),
         (int8(1, 5, 4),),
     ),
-    "quantize": Case("QUANTIZE", (real(4, 9),), (int8(4, 9),)),
-    "dequantize": Case("DEQUANTIZE", (int8(4, 9),), (real(4, 9),)),
-    "conv": Case(
+    "quantize": Single("QUANTIZE", (real(4, 9),), (int8(4, 9),)),
+    "dequantize": Single("DEQUANTIZE", (int8(4, 9),), (real(4, 9),)),
+    "conv": Single(
         "CONV_2D",
         (real(1, 9, 7, 3), weights(5, 3, 3, 3, dtype="float32"), weights(5, dtype="float32")),
         (real(1, 5, 4, 5),),
-        convolution(SAME, 2, 1, RELU),
+        options=convolution(SAME, 2, 1, RELU),
     ),
-    "conv_same": Case(
+    "conv_same": Single(
         "CONV_2D",
         (IMAGE, BY_CHANNEL, bias(BY_CHANNEL, IMAGE)),
         (int8(1, 5, 4, 5, scale=0.3),),
-        convolution(SAME, 2, 1, RELU6),
+        options=convolution(SAME, 2, 1, RELU6),
     ),
-    "conv_valid": Case(
+    "conv_valid": Single(
         "CONV_2D",
         (IMAGE, BY_CHANNEL, bias(BY_CHANNEL, IMAGE)),
         (int8(1, 4, 3, 5, scale=0.3),),
-        convolution(VALID, 2, 1),
+        options=convolution(VALID, 2, 1),
     ),
-    "conv_dilated": Case(
+    "conv_dilated": Single(
         "CONV_2D",
         (IMAGE, BY_CHANNEL, bias(BY_CHANNEL, IMAGE)),
         (int8(1, 9, 7, 5, scale=0.3),),
-        convolution(SAME, 1, 2),
+        options=convolution(SAME, 1, 2),
     ),
-    "depthwise": Case(
+    "depthwise": Single(
         "DEPTHWISE_CONV_2D",
         (int8(1, 9, 7, 6), DEEP, bias(DEEP, IMAGE)),
         (int8(1, 5, 4, 6, scale=0.2),),
-        convolution(SAME, 2, 1, RELU),
+        options=convolution(SAME, 2, 1, RELU),
     ),
-    "depthwise_twofold": Case(
+    "depthwise_twofold": Single(
         "DEPTHWISE_CONV_2D",
         (IMAGE, DEEP, bias(DEEP, IMAGE)),
         (int8(1, 7, 5, 6, scale=0.2),),
-        {**convolution(VALID, 1, 1), "depthMultiplier": 2},
+        options={**convolution(VALID, 1, 1), "depthMultiplier": 2},
     ),
-    "connected": Case("FULLY_CONNECTED", (ROWS, UNITS, bias(UNITS, ROWS)), (int8(4, 6, scale=0.3),)),
-    "connected_float": Case(
+    "connected": Single("FULLY_CONNECTED", (ROWS, UNITS, bias(UNITS, ROWS)), (int8(4, 6, scale=0.3),)),
+    "connected_float": Single(
         "FULLY_CONNECTED",
         (real(4, 8), weights(6, 8, dtype="float32"), weights(6, dtype="float32")),
         (real(4, 6),),
     ),
     # Attention's: the weights are made as the graph runs, with a zero point, and there is no bias.
-    "connected_moving": Case(
+    "connected_moving": Single(
         "FULLY_CONNECTED", (ROWS, int8(6, 8, scale=0.02), None), (int8(4, 6, scale=0.2),)
     ),
 }
 # What the device has not, or NNAPI's specification does not allow: it stays on the CPU.
 WITHOUT = {
-    "logistic": Case("LOGISTIC", (real(2, 3),), (real(2, 3),)),
-    "connected_by_channel": Case(
+    "logistic": Single("LOGISTIC", (real(2, 3),), (real(2, 3),)),
+    "connected_by_channel": Single(
         "FULLY_CONNECTED",
         (ROWS, weights(6, 8, axis=0), bias(weights(6, 8, axis=0), ROWS)),
         (int8(4, 6, scale=0.3),),
     ),
-    "mul_too_fine": Case("MUL", (int8(2, 9), int8(2, 9)), (int8(2, 9, scale=0.0025),)),
-    "tanh_elsewhere": Case("TANH", (int8(2, 9),), (int8(2, 9, scale=1 / 64, zero_point=0),)),
+    "mul_too_fine": Single("MUL", (int8(2, 9), int8(2, 9)), (int8(2, 9, scale=0.0025),)),
+    "tanh_elsewhere": Single("TANH", (int8(2, 9),), (int8(2, 9, scale=1 / 64, zero_point=0),)),
 }
 
 
@@ -265,7 +270,7 @@ def told(ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     paths = []
     for name, case in {**CASES, **WITHOUT}.items():
         paths.append(folder / f"{name}.tflite")
-        paths[-1].write_bytes(graph([case]))
+        paths[-1].write_bytes(write([case]))
     return ask(DEFAULT_NNAPI_LEVEL, "operators", *paths)
 
 
