@@ -102,7 +102,8 @@ class DelegateChoice:
             if not verdict.cosine:
                 dead.add(way.delegate)
             passed_over.append(f"{way}: {verdict.refusal}")
-            _log.warning("%s does not run on %s: %s", name, way, verdict.refusal)
+            if self._asked != AUTO or way.accelerator or way.external:  # no runtime has the others
+                _log.warning("%s does not run on %s: %s", name, way, verdict.refusal)
         if self._require_whole and self._asked != CPU:
             tried = "; ".join(passed_over) or f"it has no graph for {self._asked}"
             raise CheckFailed(
