@@ -94,7 +94,7 @@ class GpuAccelerator:
 
     def run(self, graph: Path, inputs: Mapping[str, NDArray[np.generic]], where: str) -> Run:
         """On the "cpu", the "gpu" in float32, or there as it likes ("gpu-half"). Raises `ResourceError` when
-        the graph does not run."""
+        the graph does not run, or a signature takes longer than two minutes: LiteRT waits no longer."""
         with tempfile.TemporaryDirectory() as scratch:
             given, made = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
             np.savez(given, **dict(inputs))  # type: ignore[arg-type]  # none is called "allow_pickle"
@@ -107,7 +107,8 @@ class GpuAccelerator:
         command = [sys.executable, str(_CHILD), task, str(graph), *map(str, more)]
         done = subprocess.run(command, env=inside, capture_output=True, text=True, errors="replace")
         if done.returncode:
-            raise ResourceError(f"{graph.name} does not open on the GPU: {_last_error(done)}")
+            what = "run" if task == "run" else "open"
+            raise ResourceError(f"{graph.name} does not {what} on the GPU: {_last_error(done)}")
         return done
 
 
