@@ -198,6 +198,8 @@ def _stored(value: Value) -> Any:
     if BITS[value.dtype] < 8 or value.dtype == "bfloat16":
         return np.zeros(-(-math.prod(value.shape) * BITS[value.dtype] // 8), np.uint8)
     data = np.asarray(value.data)
+    if data.ndim == 1 and data.size == math.prod(value.shape):  # in the order of the tensor
+        data = data.reshape(value.shape)
     if data.ndim == 0 and value.dtype not in ("int32", "int64", "bool"):
         spread = np.linspace(0.5, 1.5, math.prod(value.shape)) if value.shape else np.ones(1)
         data = data * spread.reshape(value.shape) * (1 if "float" in value.dtype else 20)
