@@ -109,9 +109,9 @@ def target(vendor: str, soc: str) -> tuple[Vendor, str]:
     if vendor not in VENDORS:
         raise nearest(vendor, VENDORS, "NPU vendor")
     known = VENDORS[vendor]
-    spelled = {name.lower(): name for name in known.socs}
+    spelled = {name.lower(): name for name in known.targets}
     if soc.lower() not in spelled:
-        raise nearest(soc, known.socs, f"SoC of {known.maker}")
+        raise nearest(soc, known.targets, f"SoC of {known.maker}")
     return known, spelled[soc.lower()]
 
 

@@ -45,11 +45,11 @@ def two_operands(node: Node, level: int) -> Refusal | None:
     computed = _runtime_count(node)
     if len(node.inputs) != 2 or len(node.outputs) != 1:
         return Refusal(f"it has {len(node.inputs)} inputs, not 2", "Export it pair by pair.")
+    left, right = node.input(0), node.input(1)
     if computed == 0:
         return Refusal("both inputs are constant", FOLD)
     if computed == 1:
         return _constant_operand(node)
-    left, right = node.input(0), node.input(1)
     if node.operator.inputs[0] == node.operator.inputs[1]:
         if node.name in ("MUL", "ADD", "ADD_N"):
             return None

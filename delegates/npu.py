@@ -29,6 +29,11 @@ class Vendor:
     precision: str  # of float graphs
     limits: tuple[str, ...]
     source: str  # of the rules; "" where there are none
+    backends: tuple[str, ...] = ()  # that the plugin compiles for beside its NPUs
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return (*self.socs, *self.backends)
 
 
 _QUALCOMM = """
@@ -93,7 +98,8 @@ VENDORS = {
             sdk="openvino==2026.3.1",
             sdk_module="openvino",
             sdk_source="",
-            socs=("PTL", "LNL", ON_CPU),
+            socs=("PTL", "LNL"),
+            backends=(ON_CPU,),
             precision="as OpenVINO likes best on the device: bfloat16 on a CPU that has it",
             limits=(
                 "a graph whose input has 6 dimensions or more is refused whole",

@@ -32,9 +32,9 @@ def _npu(text: str, values: list[str]) -> Target:
     vendor, soc = values[0].lower(), values[1] if len(values) == 2 else ""
     if vendor not in VENDORS:
         raise nearest(vendor, VENDORS, "NPU vendor")
-    spelled = {name.lower(): name for name in VENDORS[vendor].socs}
+    spelled = {name.lower(): name for name in VENDORS[vendor].targets}
     if soc and soc.lower() not in spelled:
-        raise nearest(soc, VENDORS[vendor].socs, f"SoC of {VENDORS[vendor].maker}")
+        raise nearest(soc, VENDORS[vendor].targets, f"SoC of {VENDORS[vendor].maker}")
     return Target("npu", vendor=vendor, soc=spelled[soc.lower()] if soc else "")
 
 

@@ -40,9 +40,9 @@ class Value:
     dtype: str = "float32"
     data: Any = None
     scales: tuple[float, ...] = ()
-    zero_point: int = 0  # of all of them
     axis: int = 0  # of the scales
     block: int = 0  # inputs that share a scale, of weights
+    zero_point: int = 0  # of all scales
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}{'' if self.data is None else '='}"
