@@ -197,6 +197,18 @@ def test_a_static_graph_still_takes_and_gives_float32(static_branch: Path) -> No
     assert kinds == {"int8"}
 
 
+def test_a_static_layer_has_one_scale_and_a_convolution_one_per_channel(static_branch: Path) -> None:
+    """NNAPI's specification allows a fully connected layer no other."""
+    scales: dict[str, set[bool]] = {}
+    for graph in tflite_file.read(static_branch, details=True).subgraphs:
+        for node in graph.nodes():
+            if node.name in ("FULLY_CONNECTED", "CONV_2D"):
+                quantization = node.input(1).quantization
+                assert quantization is not None
+                scales.setdefault(node.name, set()).add(quantization.channels > 1)
+    assert scales == {"FULLY_CONNECTED": {False}, "CONV_2D": {True}}
+
+
 def test_signatures_that_share_weights_share_ranges(
     static_branch: Path, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

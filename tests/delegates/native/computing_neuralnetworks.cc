@@ -162,7 +162,8 @@ API int ANeuralNetworksModel_setOperandSymmPerChannelQuantParams(
   });
 }
 API int ANeuralNetworksModel_addOperation(
-    void* model, int type, uint32_t input_count, const uint32_t* inputs, uint32_t output_count, const uint32_t* outputs) {
+    void* model, int type, uint32_t input_count, const uint32_t* inputs, uint32_t output_count,
+    const uint32_t* outputs) {
   return Try(ANEURALNETWORKS_BAD_DATA, [&] {
     Operation made{type, {inputs, inputs + input_count}, {outputs, outputs + output_count}};
     for (const uint32_t index : made.inputs) OperandOf(model, index);
@@ -220,7 +221,8 @@ API int ANeuralNetworksExecution_create(void* compilation, void** made) {
   return 0;
 }
 API void ANeuralNetworksExecution_free(void* execution) { delete static_cast<Execution*>(execution); }
-API int ANeuralNetworksExecution_setInput(void* execution, int32_t index, const void* type, const void* data, size_t bytes) {
+API int ANeuralNetworksExecution_setInput(
+    void* execution, int32_t index, const void* type, const void* data, size_t bytes) {
   auto& given = *static_cast<Execution*>(execution);
   return Try(ANEURALNETWORKS_BAD_DATA, [&] {
     const auto& ids = given.compilation->model.inputs;
@@ -235,7 +237,8 @@ API int ANeuralNetworksExecution_setInputFromMemory(
     }
   });
 }
-API int ANeuralNetworksExecution_setOutput(void* execution, int32_t index, const void* type, void* data, size_t bytes) {
+API int ANeuralNetworksExecution_setOutput(
+    void* execution, int32_t index, const void* type, void* data, size_t bytes) {
   auto& given = *static_cast<Execution*>(execution);
   return Try(ANEURALNETWORKS_BAD_DATA, [&] {
     const auto& ids = given.compilation->model.outputs;
@@ -253,6 +256,13 @@ API int ANeuralNetworksExecution_setOutputFromMemory(
 API int ANeuralNetworksExecution_compute(void* execution) {
   return Try(ANEURALNETWORKS_OP_FAILED, [&] { Compute(*static_cast<Execution*>(execution)); });
 }
+// It is over when this comes back: there is nothing to wait for.
+API int ANeuralNetworksExecution_startCompute(void* execution, void** event) {
+  *event = nullptr;
+  return ANeuralNetworksExecution_compute(execution);
+}
+API int ANeuralNetworksEvent_wait(void*) { return 0; }
+API void ANeuralNetworksEvent_free(void*) {}
 
 API int ANeuralNetworksMemory_createFromFd(size_t bytes, int protect, int file, size_t offset, void** made) {
   return Try(ANEURALNETWORKS_BAD_DATA, [&] {

@@ -193,7 +193,7 @@ Step FloatUnary(const Node& n, double (*compute)(double)) {
   return Unary(n, compute);
 }
 
-// Results in [low, low + 256 * step), for which the specification fixes the quantisation.
+// For results whose range is known, the specification fixes the quantisation.
 void CheckRange(const Operand& out, float step, int zero_point) {
   Check(!IsQuantised(out) || (out.scale == step && out.zero_point == zero_point + (out.type == kUnsigned) * 128),
         "its output has another quantisation than is fixed for it");
@@ -530,7 +530,8 @@ const std::map<int, std::pair<const char*, Step (*)(const Node&)>> kOperations =
      {"DIV", [](const Node& n) { return Elementwise(n, [](double a, double b) { return a / b; }, true, false); }}},
     {ANEURALNETWORKS_FULLY_CONNECTED, {"FULLY_CONNECTED", FullyConnected}},
     {ANEURALNETWORKS_MAXIMUM,
-     {"MAXIMUM", [](const Node& n) { return Elementwise(n, [](double a, double b) { return a > b ? a : b; }, false); }}},
+     {"MAXIMUM",
+      [](const Node& n) { return Elementwise(n, [](double a, double b) { return std::max(a, b); }, false); }}},
     {ANEURALNETWORKS_MEAN, {"MEAN", [](const Node& n) { return Reduce(n, n.integer(2) > 0, true); }}},
     {ANEURALNETWORKS_MUL, {"MUL", Mul}},
     {ANEURALNETWORKS_PAD, {"PAD", Pad}},
