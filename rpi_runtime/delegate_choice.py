@@ -86,7 +86,7 @@ class DelegateChoice:
             if way.delegate in dead:
                 continue
             verdict = self._verdict(component, way)
-            if not verdict.refusal and not verdict.is_whole and self._require_whole:
+            if not verdict.refusal and not verdict.is_whole and (self._require_whole or way.only_whole):
                 taken = verdict.delegated or "only some"
                 verdict = replace(verdict, refusal=f"it takes {taken} of the operators")
             if not verdict.refusal:
@@ -117,6 +117,10 @@ class DelegateChoice:
     def _ways(self, component: Component) -> Iterator[Way]:
         """In the order in which they are tried."""
         if self._external is not None:
+            # A library that has NNAPI, or integer hardware, behind it takes what was made for NNAPI whole.
+            for variant in component.variants:
+                if _is_for(variant.delegate, "nnapi"):
+                    yield Way(variant.delegate, external=self._external, only_whole=True)
             yield Way(component.delegate, external=self._external)
             return
         graphs = component.graphs

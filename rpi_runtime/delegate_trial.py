@@ -35,10 +35,12 @@ class Way:
     delegate: str  # which of the component's graphs: "gpu", "nnapi:30", "cpu"
     accelerator: Accelerator | None = None
     external: ExternalDelegate | None = None
+    only_whole: bool = False  # another graph of the component is better than this one in parts
 
     def __str__(self) -> str:
         if self.external is not None:
-            return self.external.name
+            graph = f" with the graph for {self.delegate}" if self.only_whole else ""
+            return f"{self.external.name}{graph}"
         return str(self.accelerator or self.delegate)
 
 
