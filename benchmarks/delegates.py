@@ -9,7 +9,8 @@ thing takes: LiteRT's GPU accelerator on a software Vulkan, TFLite's own NNAPI d
 plugins. The graphs are fetched ones, and all files of a bundle. `gpu` runs every signature of a bundle's
 graphs on the GPU, in float32 (SwiftShader) and in float16 (lavapipe), and sets the outputs beside the CPU's.
 `full-size` does both with the base branch of a preset, whose weights are random, converted for the GPU;
-LiteRT gives up a signature after two minutes, which on two cores the largest side takes. What cannot be had
+A signature that ran for two minutes failed ("Failed to lock custom tensor buffer"): on two cores the largest side
+takes that long. What cannot be had
 here is told, and left out.
 """
 

@@ -94,7 +94,7 @@ class GpuAccelerator:
 
     def run(self, graph: Path, inputs: Mapping[str, NDArray[np.generic]], where: str) -> Run:
         """On the "cpu", the "gpu" in float32, or there as it likes ("gpu-half"). Raises `ResourceError` when
-        the graph does not run, or a signature takes longer than two minutes: LiteRT waits no longer."""
+        the graph does not run; one that took two minutes failed ("Failed to lock custom tensor buffer")."""
         with tempfile.TemporaryDirectory() as scratch:
             given, made = Path(scratch) / "inputs.npz", Path(scratch) / "outputs.npz"
             np.savez(given, **dict(inputs))  # type: ignore[arg-type]  # none is called "allow_pickle"
