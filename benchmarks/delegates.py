@@ -9,8 +9,8 @@ thing takes: LiteRT's GPU accelerator on a software Vulkan, TFLite's own NNAPI d
 plugins. The graphs are fetched ones, and all files of a bundle. `gpu` runs every signature of a bundle's
 graphs on the GPU, in float32 (SwiftShader) and in float16 (lavapipe), and sets the outputs beside the CPU's.
 `full-size` does both with the base branch of a preset, whose weights are random, converted for the GPU;
-a signature that ran for two minutes failed ("Failed to lock custom tensor buffer"), so the side is small. What
-cannot be had here is told, and left out.
+a signature that ran for two minutes failed ("Failed to lock custom tensor buffer"), so the side is small.
+What cannot be had here is told, and left out.
 """
 
 from __future__ import annotations
