@@ -10,6 +10,7 @@ from pathlib import Path
 
 from converters import estimate, host
 from converters.bundle_writer import Results, build_manifest, misses, write_bundle
+from converters.npu import need_sdk
 from converters.options import ConvertOptions, Plan, plan
 from converters.pipeline import need_convert_extra, read_stage, stages_of
 from converters.stages import (
@@ -97,6 +98,8 @@ def convert(options: ConvertOptions, on_event: Callable[[Event], None] = lambda 
     checkpoint = options.checkpoint.resolve()
     config = _config(checkpoint)
     decided = plan(options, config)
+    for soc in {v.target for v in decided.variants if v.target.soc}:
+        need_sdk(soc.vendor, soc.soc)
     with workspace(options.bundle) as space:
         reading = read_stage(checkpoint)
         forget(reading, space.folder)  # the checkpoint may have changed since

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from converters.cache_order import drop_stale_order
 from delegates.npu import JUDGED, ON_CPU, VENDORS, Vendor, verdicts
+from delegates.targets import DISPATCH
 from rpi_runtime.errors import BundleError, CheckFailed, EdgeError, ResourceError, nearest
 from rpi_runtime.tflite_file import read
 
-DISPATCH = "DISPATCH_OP"  # the operator that stands for a partition
 _TOOL = "tools/apply_plugin_main"
 _NEURON_9 = ("mt6993",)  # every other SoC of MediaTek is compiled for with version 8 of its SDK
 _SELECTED = re.compile(
@@ -104,6 +104,14 @@ def compile_for(
     return Compiled(output, size, run.shares)
 
 
+def need_sdk(vendor: str, soc: str) -> None:
+    """Raises what `compile_for` would for want of a plugin or of its SDK."""
+    known, model = target(vendor, soc)
+    if not (_package() / known.plugin).exists():
+        raise _no_plugin(known)
+    sdk_libraries(known, model)
+
+
 def target(vendor: str, soc: str) -> tuple[Vendor, str]:
     """The vendor, and its SoC as its plugin spells it. Raises `UsageError` for an unknown one."""
     if vendor not in VENDORS:
@@ -153,10 +161,7 @@ def run_plugin(
     package = _package()
     tool, plugin = package / _TOOL, package / vendor.plugin
     if not tool.exists() or not plugin.exists():
-        raise ResourceError(
-            f"this ai-edge-litert has no compiler plugin for {vendor.maker}",
-            "Compile on x86-64 Linux: only the wheel for it has them.",
-        )
+        raise _no_plugin(vendor)
     given = {
         "cmd": command,
         "model": str(graph),
@@ -185,6 +190,13 @@ def run_plugin(
             check=False,
         )
     return Run(done.returncode, done.stdout)
+
+
+def _no_plugin(vendor: Vendor) -> ResourceError:
+    return ResourceError(
+        f"this ai-edge-litert has no compiler plugin for {vendor.maker}",
+        "Compile on x86-64 Linux: only the wheel for it has them.",
+    )
 
 
 def _package() -> Path:

@@ -119,10 +119,18 @@ def parse_delegates(text: str, nnapi_level: int | None = None) -> dict[str, tupl
     `vision=cpu+gpu,decoder=cpu`. Components not named get the CPU; so does one that a delegate named for all
     has no use for. Raises `UsageError`."""
     chosen: dict[str, tuple[Target, ...]] = dict.fromkeys(COMPONENTS, (CPU,))
+    named: set[str] = set()
+    if not text.strip():
+        raise UsageError("--delegate names no delegate", "Name cpu, gpu, nnapi or npu:<vendor>.")
     for entry in filter(None, (part.strip() for part in text.split(","))):
         name, given, names = (part.strip() for part in entry.rpartition("="))
         if given and name not in (*COMPONENTS, "vision"):
             raise nearest(name, (*COMPONENTS, "vision"), "component in --delegate")
+        if name in named:
+            raise UsageError(
+                f"--delegate {text!r} names {name or 'all components'} twice", "Join them: cpu+gpu."
+            )
+        named.add(name)
         found = tuple(dict.fromkeys(_target(one, nnapi_level) for one in names.split("+")))
         for component in (_BRANCHES if name == "vision" else (name,)) if given else COMPONENTS:
             fitting = tuple(target for target in found if wanted(component, target))

@@ -29,6 +29,7 @@ _BUNDLE_FILES = (
     MANIFEST_FILE,
     FOOTPRINT_FILE,
     "*.tflite",
+    "*.sample.npz",
     "embedding.*",
     "tokenizer.json",
     "chat_template.jinja",

@@ -23,7 +23,8 @@ def verdicts(
     others = (node for node in nodes if not is_half_constant(node))
     found = {node.number: refusals(_reading(node, sources)) for node in others}
     alone = Refusal(
-        "it makes float32 of a float16 constant, and not all others are taken", "Mend the others."
+        "it makes float32 of a float16 constant, and not all others are taken",
+        "Mend all else that falls back.",
     )
     of_halves = () if not any(found.values()) else (alone,)
     return {node.number: found.get(node.number, of_halves) for node in nodes}

@@ -50,6 +50,7 @@ MOST_PARTITIONS = 3
 _QUANT8 = ("uint8", "int8")
 _FLOAT_OR_QUANT8 = ("float32", *_QUANT8)
 _NUMBERS = (*_FLOAT_OR_QUANT8, "int32")
+_WRITTEN = "Convert with --delegate nnapi, which writes a vision branch without it."
 _FLOAT = "Keep this operator in float32, or quantise the whole graph."
 
 
@@ -70,7 +71,8 @@ def refusals(node: Node, level: int) -> tuple[Refusal, ...]:
     """Why the delegate leaves this operator to the CPU at feature level `level`; empty when it takes it."""
     rule = RULES.get(node.name)
     if rule is None:
-        return (Refusal("NNAPI has no such operation", "Replace it by others when exporting."),)
+        fix = _WRITTEN if node.name == "GELU" else "Replace it by others when exporting."
+        return (Refusal("NNAPI has no such operation", fix),)
     try:
         return tuple(_refusals(rule, node, level))
     except IndexError:
@@ -98,7 +100,8 @@ def _refusals(rule: Rule, node: Node, level: int) -> Iterator[Refusal]:
             "Leave out what needs the newer version: 4-bit weights, int16 activations, more dimensions.",
         )
     if level < rule.since:
-        yield Refusal(f"it is known from {_level(rule.since)} on", f"Ask for {_level(rule.since)} or later.")
+        fix = _WRITTEN if node.name == "BATCH_MATMUL" else f"Ask for {_level(rule.since)} or later."
+        yield Refusal(f"it is known from {_level(rule.since)} on", fix)
     for check in rule.checks:
         refusal = check(node, level)
         if refusal is not None:

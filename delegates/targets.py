@@ -61,11 +61,13 @@ class Target:
         if self.delegate == "nnapi":
             return f"NNAPI, feature level {self.nnapi_level} ({nnapi.LEVELS[self.nnapi_level]})"
         if self.vendor:
-            return " ".join(filter(None, (npu.VENDORS[self.vendor].maker, self.soc, "NPU")))
+            maker = npu.VENDORS[self.vendor].maker.replace("IntelOpenVINO", "Intel OpenVINO")
+            return " ".join(filter(None, (maker, self.soc, "NPU")))
         return self.description.title
 
 
 CPU = Target("cpu")
+DISPATCH = "DISPATCH_OP"  # stands for what a compiler plugin of LiteRT's took
 
 DELEGATES = {
     d.name: d
@@ -115,6 +117,8 @@ DELEGATES = {
 
 def verdicts(subgraph: Subgraph, target: Target) -> dict[int, tuple[Refusal, ...]]:
     """Number of each operator -> why the delegate leaves it to the CPU, empty where it takes it."""
+    if any(operator.name == DISPATCH for operator in subgraph.operators):
+        return _of_compiled(subgraph, target)
     if target.delegate == "npu":
         return npu.verdicts(subgraph, target.vendor)
     if target.delegate == "gpu":
@@ -122,6 +126,16 @@ def verdicts(subgraph: Subgraph, target: Target) -> dict[int, tuple[Refusal, ...
     if target.delegate != "nnapi":
         return dict.fromkeys(range(len(subgraph.operators)), ())
     return nnapi.verdicts(subgraph, target.nnapi_level)
+
+
+def _of_compiled(subgraph: Subgraph, target: Target) -> dict[int, tuple[Refusal, ...]]:
+    """Of a graph that a plugin compiled: what it took stands behind one operator, the rest is the CPU's."""
+    rest = Refusal("it was left to the CPU when the graph was compiled", "See the graph before compiling.")
+    foreign = Refusal("it was compiled for an NPU", f"Name the graph that was made for {target}.")
+    return {
+        number: (foreign,) if target.delegate != "npu" else () if operator.name == DISPATCH else (rest,)
+        for number, operator in enumerate(subgraph.operators)
+    }
 
 
 def faults(node: Node, target: Target) -> tuple[Refusal, ...]:

@@ -6,6 +6,7 @@ is kept in the cache folder, for this machine, this runtime and this graph, so t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import importlib.util
@@ -26,7 +27,15 @@ from rpi_runtime.backends.fallback import FallbackGraph
 from rpi_runtime.backends.select import choose
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.delegate_trial import Verdict, Way, open_way, try_out
-from rpi_runtime.errors import BundleError, CheckFailed, DelegateFailed, EdgeError
+from rpi_runtime.errors import (
+    BundleError,
+    CheckFailed,
+    DelegateFailed,
+    EdgeError,
+    ResourceError,
+    UsageError,
+    nearest,
+)
 from rpi_runtime.manifest import Component
 from rpi_runtime.targets import parse_target
 
@@ -63,12 +72,22 @@ class DelegateChoice:
         self._folder = folder
         self._verbose = verbose
         self._on_trial = on_trial
+        self._is_new = False  # the last verdict: it was not known before
+        self._marks: set[Path] = set()  # of graphs that run on a delegate now
+        atexit.register(self.close)
         self._external: ExternalDelegate | None = None
+        self._broken = ""  # why the external delegate works nowhere
         if asked.startswith(EXTERNAL):
             self._external = ExternalDelegate.parse(asked)
-            check(self._external, choose(backend, external=True))
+            try:
+                check(self._external, choose(backend, external=True))
+            except ResourceError as error:
+                if require_whole:
+                    raise
+                self._broken = error.message
+                _log.warning("everything runs on the CPU: %s", error.message)
         elif asked not in (AUTO, CPU):
-            name = asked if asked in DELEGATES else parse_target(asked).delegate
+            name = asked if asked in DELEGATES else _known(asked)
             made_for = {of.delegate for c in bundle.manifest.components for of in c.graphs}
             if not any(_is_for(delegate, name) for delegate in made_for):
                 raise BundleError(
@@ -80,7 +99,7 @@ class DelegateChoice:
         """The graph of component `name`; `on_cpu` opens the component's own graph there."""
         component = self._bundle.manifest.component(name)
         assert component is not None
-        passed_over: list[str] = []
+        passed_over = [self._broken] if self._broken else []
         dead: set[str] = set()  # delegates that opened nothing
         for way in self._ways(component):
             if way.delegate in dead:
@@ -102,10 +121,11 @@ class DelegateChoice:
             if not verdict.cosine:
                 dead.add(way.delegate)
             passed_over.append(f"{way}: {verdict.refusal}")
-            if self._asked != AUTO or way.accelerator or way.external:  # no runtime has the others
+            if self._asked != AUTO or self._is_new:  # once on this machine
                 _log.warning("%s does not run on %s: %s", name, way, verdict.refusal)
         if self._require_whole and self._asked != CPU:
-            tried = "; ".join(passed_over) or f"it has no graph for {self._asked}"
+            asked = "a delegate" if self._asked == AUTO else self._asked
+            tried = "; ".join(passed_over) or f"it has no graph for {asked}"
             raise CheckFailed(
                 f"{name} does not run whole on a delegate: {tried}",
                 "Leave --require-full-delegation out, or convert for what this device has; "
@@ -116,6 +136,8 @@ class DelegateChoice:
 
     def _ways(self, component: Component) -> Iterator[Way]:
         """In the order in which they are tried."""
+        if self._broken:
+            return
         if self._external is not None:
             # A library that has NNAPI, or integer hardware, behind it takes what was made for NNAPI whole.
             for variant in component.variants:
@@ -133,7 +155,7 @@ class DelegateChoice:
                 yield Way(graph.delegate, Accelerator("gpu", float32=True))
             elif target == "npu":
                 yield Way(graph.delegate, Accelerator("npu"))
-            else:
+            elif self._asked != AUTO:  # which no runtime here brings
                 yield Way(graph.delegate)
 
     def _verdict(self, component: Component, way: Way) -> Verdict:
@@ -143,9 +165,15 @@ class DelegateChoice:
                 "--delegate external:PATH"
             )
         file = self._file(component, way)
+        self._is_new = False
+        if file is not None and _died(file):
+            found = Verdict("a process died while it ran on it")
+            _keep(found, file)
+            return found
         kept = _read(file) if file else None
         if kept is not None:
             return kept
+        self._is_new = True
         self._on_trial(f"{component.name} on {way}")
         found = self._tried(component, way)
         opened = found.cosine != 0
@@ -153,12 +181,15 @@ class DelegateChoice:
             part = replace(way, accelerator=replace(way.accelerator, alone=False))
             found = replace(self._tried(component, part), is_whole=False)
         if file is not None:
-            with contextlib.suppress(OSError):  # a full disk: it is tried again next time
-                file.parent.mkdir(parents=True, exist_ok=True)
-                partial = file.with_suffix(f".{os.getpid()}.partial")
-                partial.write_text(json.dumps(asdict(found)) + "\n")
-                partial.replace(file)
+            _keep(found, file)
         return found
+
+    def close(self) -> None:
+        """The graphs are closed, or the process ends as it should: none of them took it down."""
+        for mark in self._marks:
+            mark.unlink(missing_ok=True)
+        self._marks.clear()
+        atexit.unregister(self.close)
 
     def _tried(self, component: Component, way: Way) -> Verdict:
         return try_out(self._bundle, component.name, way, threads=self._threads, backend=self._backend)
@@ -167,6 +198,11 @@ class DelegateChoice:
         if way.accelerator is not None:
             way = replace(way, accelerator=replace(way.accelerator, alone=verdict.is_whole))
         path = self._bundle.path(component.name, way.delegate)
+        if (file := self._file(component, replace(way, accelerator=_as_tried(way)))) is not None:
+            with contextlib.suppress(OSError):
+                mark = file.with_suffix(f".{os.getpid()}.running")
+                mark.write_text(_boot())
+                self._marks.add(mark)
         sha256 = next(g.file.sha256 for g in component.graphs if g.delegate == way.delegate)
         return open_way(path, way, self._threads, self._backend, weight_cache, self._verbose, sha256)
 
@@ -209,6 +245,54 @@ def _drivers(way: Way) -> list[str]:
         spec = importlib.util.find_spec("openvino")
         return [str(spec.origin) if spec else "", os.environ.get("LD_LIBRARY_PATH", "")]
     return []
+
+
+def _known(asked: str) -> str:
+    """The delegate of a target; `UsageError` with what there is."""
+    name = asked.partition(":")[0]
+    if "=" in name:
+        raise UsageError(
+            f"delegate {asked!r}: what runs is chosen for all graphs",
+            "Components are for convert --delegate.",
+        )
+    if name not in DELEGATES:
+        raise nearest(asked, (AUTO, *DELEGATES, f"{EXTERNAL}PATH"), "delegate")
+    return parse_target(asked).delegate
+
+
+def _as_tried(way: Way) -> Accelerator | None:
+    """As its verdict is kept: by what was tried first."""
+    return replace(way.accelerator, alone=True) if way.accelerator else None
+
+
+def _keep(found: Verdict, file: Path) -> None:
+    with contextlib.suppress(OSError):  # a full disk: it is tried again next time
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(asdict(found)) + "\n")
+        partial.replace(file)
+
+
+def _died(file: Path) -> bool:
+    """Whether a process left its mark beside `file` and is gone, since this machine started: a loss of power
+    is no fault of the delegate's."""
+    found = False
+    for mark in file.parent.glob(f"{file.stem}.*.running"):
+        with contextlib.suppress(OSError):
+            pid = mark.name.split(".")[-2]
+            if Path(f"/proc/{pid}").exists():
+                continue
+            found |= mark.read_text() == _boot()
+            mark.unlink()
+    return found
+
+
+def _boot() -> str:
+    """Another text each time that this machine starts."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        return ""
 
 
 def _is_for(delegate: str, asked: str) -> bool:

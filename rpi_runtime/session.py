@@ -291,6 +291,8 @@ class Session:
         self._decoder = None
         self.__dict__.pop("embedding", None)
         self._graphs.close()
+        if self._delegates is not None:
+            self._delegates.close()
         self._lift_limit()
 
     def __enter__(self) -> Session:

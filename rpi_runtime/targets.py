@@ -12,6 +12,12 @@ def parse_target(text: str, nnapi_level: int | None = None) -> Target:
     """Reads `cpu`, `gpu`, `nnapi`, `nnapi:<feature level>`, `npu:<vendor>` and `npu:<vendor>:<SoC>`.
     `nnapi_level` is that of `nnapi` alone. Raises `UsageError`, with the nearest right name."""
     name, *values = text.strip().split(":")
+    name = name.lower()
+    if name == "external":
+        raise UsageError(
+            f"{text!r}: what an external delegate takes, its library alone knows",
+            "See it when running: toolkit run --delegate external:PATH.",
+        )
     if name not in DELEGATES:
         raise nearest(name, DELEGATES, "delegate")
     if name == "nnapi":

@@ -3,6 +3,7 @@ partition."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from delegates.placement import Placement
-from rpi_runtime.errors import UsageError
+from rpi_runtime.errors import ResourceError, UsageError
 from toolkit.placements import Placements, alike, faulty
 from toolkit.report import plain
 
@@ -44,8 +45,14 @@ def write_page(target: Path, found: Placements) -> None:
     try:
         partial.write_text(page, encoding="utf-8")
         partial.replace(target)
+    except OSError as error:
+        raise ResourceError(
+            f"--html {target} cannot be written: {error.strerror}",
+            "Name a file in a folder that you may write.",
+        ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def _drawn(placement: Placement) -> dict[str, Any]:

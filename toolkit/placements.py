@@ -12,7 +12,7 @@ from delegates.npu import JUDGED
 from delegates.placement import PlacedOperator, Placement, place
 from delegates.targets import Target, verdicts
 from delegates.targets import faults as faults_of
-from rpi_runtime.errors import BundleError, UsageError, nearest
+from rpi_runtime.errors import BundleError, ResourceError, UsageError, nearest
 from rpi_runtime.manifest import MANIFEST_FILE
 from rpi_runtime.tflite_file import read
 
@@ -68,7 +68,7 @@ def placements_of(
     `most_partitions` is what the delegate keeps, if not its own number. Raises `UsageError` where there is
     neither, and `BundleError`."""
     if target.delegate == "npu" and target.vendor not in JUDGED:
-        raise UsageError(
+        raise ResourceError(
             f"which operators {target.title} takes, the vendor's SDK alone knows",
             f"Known are: {', '.join(f'npu:{vendor}' for vendor in JUDGED)}.",
         )
@@ -149,7 +149,7 @@ def misses(found: Placements, demands: Demands) -> Iterator[str]:
         if demands.fallbacks is not None and on_cpu > demands.fallbacks:
             yield f"{where}: {on_cpu} of {len(placement.operators)} operators fall back"
         if demands.partitions is not None and placement.delegated_partitions > demands.partitions:
-            yield f"{where}: {placement.delegated_partitions} partitions, allowed are {demands.partitions}"
+            yield f"{where}: {placement.delegated_partitions} partition(s), allowed are {demands.partitions}"
         wrong = len(placement.faulty)
         if demands.faults is not None and wrong > demands.faults:
             yield f"{where}: {wrong} operators that {found.title} is known to compute wrongly"

@@ -43,7 +43,7 @@ def recipes(found: Plan) -> dict[str, str]:
 
 
 def test_nothing_said_means_the_cpu() -> None:
-    assert parse_delegates("") == dict.fromkeys(COMPONENTS, (CPU,))
+    assert parse_delegates("cpu") == dict.fromkeys(COMPONENTS, (CPU,))
 
 
 def test_one_delegate_is_for_all_that_it_has_a_use_for() -> None:
@@ -68,6 +68,9 @@ def test_components_may_have_their_own_and_several() -> None:
         ("vison=gpu", ["unknown component in --delegate 'vison'", "Did you mean 'vision'?"]),
         ("gpu:29", ["gpu takes no value"]),
         ("nnapi:26", ["NNAPI has no feature level 26", "27 (Android 8.1, NNAPI 1.0)"]),
+        ("vision=gpu,vision=cpu", ["names vision twice", "Join them: cpu+gpu."]),
+        (" ", ["names no delegate"]),
+        ("external:lib.so", ["nothing is converted for an external delegate"]),
         ("decoder=nnapi", ["decoder cannot be converted for NNAPI", "static int8", "Use decoder=cpu."]),
     ],
 )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,6 +147,60 @@ def test_one_that_fails_in_its_trial_leaves_the_graph_to_the_cpu(
     assert says in decoder.passed_over[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"fail": "create"}, "cannot be used here: test delegate: no device found"),
+        ({"crash": "create"}, "crashed (SIGSEGV) while it was being made"),
+    ],
+)
+def test_a_library_that_does_not_load_leaves_everything_to_the_cpu(
+    opened: Callable[..., Session],
+    library: Path,
+    photo: Path,
+    on_cpu: list[int],
+    options: dict[str, str],
+    says: str,
+) -> None:
+    session = opened(external(library, **options))
+    assert answer(session, photo) == on_cpu
+    for use in session.delegates:
+        assert use.delegate == "cpu"
+        assert says in use.passed_over[0]
+    with pytest.raises(ResourceError, match=re.escape(says)):
+        opened(external(library, **options), require_full_delegation=True)
+
+
+_RUN = """
+import sys
+from pathlib import Path
+from rpi_runtime.session import Session
+bundle, photo, cache, delegate = sys.argv[1:]
+with Session.open(bundle, delegate=delegate, threads=2, weight_cache=Path(cache)) as session:
+    for _ in session.generate("What is this?", [photo], routing="fixed:0.67", max_new_tokens=6):
+        pass
+print(*(reason for use in session.delegates for reason in use.passed_over), sep=chr(10))
+"""
+
+
+def test_one_that_takes_the_process_down_is_refused_the_next_time(
+    variants_bundle: Path, library: Path, photo: Path, tmp_path: Path
+) -> None:
+    delegate = external(library, crash="invoke", invoke_after="200")
+
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", _RUN, str(variants_bundle), str(photo), str(tmp_path), delegate]
+        path = os.pathsep.join(filter(None, sys.path))
+        return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+
+    assert run().returncode == -signal.SIGSEGV
+    again = run()
+    assert again.returncode == 0, again.stderr
+    assert "a process died while it ran on it" in again.stdout
+    assert run().returncode == 0
+    assert not list(tmp_path.glob("*.running"))
+
+
 @pytest.mark.parametrize("after", [40, 80, 160, 400])
 def test_one_that_dies_in_the_middle_of_an_answer_loses_nothing(
     opened: Callable[..., Session], library: Path, photo: Path, on_cpu: list[int], after: int
@@ -210,7 +266,7 @@ def test_auto_takes_the_cpu_where_nothing_else_works(
     assert {use.delegate for use in uses.values()} == {"cpu"}
     assert uses["decoder"].passed_over[0].startswith("gpu: decoder.gpu.tflite: LiteRT ")
     assert "cannot run it on the gpu" in uses["decoder"].passed_over[0]
-    assert "brings no nnapi delegate" in uses["vision_base"].passed_over[1]
+    assert len(uses["vision_base"].passed_over) == 1, "nothing here could run what was made for NNAPI"
     with pytest.raises(CheckFailed, match="does not run whole on a delegate: gpu: "):
         answer(opened("gpu", require_full_delegation=True), photo)
 
@@ -225,8 +281,12 @@ def test_a_bundle_for_the_cpu_tries_nothing(nano_bundle: Path, tmp_path: Path) -
 def test_what_the_bundle_was_not_made_for_is_told(opened: Callable[..., Session], nano_bundle: Path) -> None:
     with pytest.raises(BundleError, match=r"has no graph for gpu \(it holds: cpu\)"):
         Session.open(nano_bundle, delegate="gpu")
-    with pytest.raises(UsageError, match="unknown delegate 'gpuu'"):
+    with pytest.raises(
+        UsageError, match=r"unknown delegate 'gpuu'\nDid you mean 'gpu'\? .*auto, .*external:PATH"
+    ):
         opened("gpuu")
+    with pytest.raises(UsageError, match="one is chosen for all graphs"):
+        opened("vision=gpu")
     with pytest.raises(UsageError, match=r"there is no file /nowhere\.so"):
         opened("external:/nowhere.so")
     with pytest.raises(UsageError, match="a memory budget cannot be kept with the delegate gpu"):

@@ -128,7 +128,7 @@ def test_the_page_draws_every_operator_below_what_it_reads(variants_bundle: Path
     ("options", "code", "says"),
     [
         (("--fail-on", "fallback"), 1, r"decoder decode: \d+ of \d+ operators fall back"),
-        (("--fail-on", "partitions:2"), 1, "decoder decode: 3 partitions, allowed are 2"),
+        (("--fail-on", "partitions:2"), 1, r"decoder decode: 3 partition\(s\), allowed are 2"),
         (
             ("--max-fallback-macs", "5%"),
             1,

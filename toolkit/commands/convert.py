@@ -143,6 +143,10 @@ def _state(needs: Needs) -> None:
 
 
 def _print(result: ConvertReport) -> None:
+    from rpi_runtime.targets import parse_target
+
+    for warning in {parse_target(c.delegate).description.warning for c in result.components} - {""}:
+        report.warning(warning)
     rows = [
         (
             c.component if c.delegate == "cpu" else f"{c.component} for {c.delegate}",

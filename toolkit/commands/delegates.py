@@ -19,7 +19,7 @@ def delegates(
         typer.Option(help="cpu, gpu, nnapi or nnapi:<feature level>, npu:<vendor>.", show_default=False),
     ],
     nnapi_level: Annotated[
-        int | None, typer.Option(help="Feature level of NNAPI: 27 is Android 8.1.", show_default="29")
+        int | None, typer.Option(help="Feature level of NNAPI: 27 is Android 8.1.", show_default="30")
     ] = None,
     component: Annotated[
         str, typer.Option(help="One graph of the bundle: vrc, vision_base, vision_large or decoder.")
