@@ -285,7 +285,7 @@ def test_what_the_bundle_was_not_made_for_is_told(opened: Callable[..., Session]
         UsageError, match=r"unknown delegate 'gpuu'\nDid you mean 'gpu'\? .*auto, .*external:PATH"
     ):
         opened("gpuu")
-    with pytest.raises(UsageError, match="one is chosen for all graphs"):
+    with pytest.raises(UsageError, match="what runs is chosen for all graphs"):
         opened("vision=gpu")
     with pytest.raises(UsageError, match=r"there is no file /nowhere\.so"):
         opened("external:/nowhere.so")

@@ -45,7 +45,7 @@ def test_a_bundle_is_shown_graph_by_graph(variants_bundle: Path) -> None:
     assert re.search(r"route +(\d+) of \1 +1 +100\.0 % +0\.0 MB", done.stdout)
     assert "Nothing falls back to the CPU." in text
     assert re.search(r"\d+ x BATCH_MATMUL, [\d.]+ % of the multiply-adds it is known from feature", text)
-    assert "-> Ask for feature level 1000006" in text
+    assert "-> Convert with --delegate nnapi, which writes a vision branch without it." in text
     assert "warning: NNAPI is the legacy path: Android 15 deprecates it." in text
     assert "Rules: tensorflow/lite/delegates/nnapi/nnapi_delegate.cc, 2.14.1" in text
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
