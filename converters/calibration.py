@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -18,18 +20,21 @@ _TILES_PER_PHOTO = 4
 _PASSAGES = 12
 
 
-def calibration(name: str, checkpoint: Checkpoint, options: ExportOptions) -> Calibration:
-    """Inputs for every signature of component `name`.
+def calibration(
+    name: str, checkpoint: Checkpoint, options: ExportOptions, photos: tuple[str, ...] = ()
+) -> Calibration:
+    """Inputs for every signature of component `name`; `photos` are paths of others than the shipped ones.
 
     For the decoder these are passages of text in front of which nothing is cached: its largest prefill sees
     many, the other signatures, which share its weights, one each.
     """
     if name == DECODER:
         return _decoder(checkpoint, options)
+    source = replace(CALIBRATION, photos=photos) if photos else CALIBRATION
     sides = (checkpoint.config.vrc.image_size,) if name == VRC else options.tile_sides
     return {
         "route" if name == VRC else f"tile_{side}": [
-            {"images": tile} for tile in tiles(CALIBRATION, checkpoint, side, _TILES_PER_PHOTO)
+            {"images": tile} for tile in tiles(source, checkpoint, side, 1 if photos else _TILES_PER_PHOTO)
         ]
         for side in sides
     }

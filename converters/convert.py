@@ -13,6 +13,7 @@ from converters.bundle_writer import Results, build_manifest, misses, write_bund
 from converters.npu import need_sdk
 from converters.options import ConvertOptions, Plan, plan
 from converters.pipeline import need_convert_extra, read_stage, stages_of
+from converters.samples import photos_of
 from converters.stages import (
     StageEvent,
     StageFinished,
@@ -26,7 +27,7 @@ from converters.workspace import workspace
 from hypervl.config import HyperVLConfig
 from hypervl.text_files import read_json
 from rpi_runtime.bundle import Bundle
-from rpi_runtime.errors import CheckpointError, EdgeError
+from rpi_runtime.errors import CheckpointError, EdgeError, UsageError
 from rpi_runtime.footprint import Footprint, measure_into
 from rpi_runtime.manifest import MANIFEST_FILE, Embedding, Manifest, Parity
 
@@ -98,13 +99,19 @@ def convert(options: ConvertOptions, on_event: Callable[[Event], None] = lambda 
     checkpoint = options.checkpoint.resolve()
     config = _config(checkpoint)
     decided = plan(options, config)
+    photos = photos_of(options.calibration) if options.calibration else ()
+    if photos and not any(v.recipe.needs_calibration for v in decided.variants):
+        raise UsageError(
+            f"--calibration {options.calibration} is given, and no recipe looks at it",
+            "Leave it out, or choose w8a8 for vision or vrc.",
+        )
     for soc in {v.target for v in decided.variants if v.target.soc}:
         need_sdk(soc.vendor, soc.soc)
     with workspace(options.bundle) as space:
         reading = read_stage(checkpoint)
         forget(reading, space.folder)  # the checkpoint may have changed since
         known = run_stages([reading], space.folder, on_event)[reading.name].value
-        stages = stages_of(decided, checkpoint, known)
+        stages = stages_of(decided, checkpoint, known, photos)
         todo = [stage for stage in stages if finished(stage, space.folder) is None]
         needed = estimate.needs(todo, decided, known["parameters"], host.resources(space.folder))
         on_event(NeedsStated(needed))

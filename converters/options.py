@@ -40,6 +40,7 @@ class ConvertOptions:
     embedding: str = "auto"  # one of `EMBEDDINGS`
     delegate: str = "cpu"  # see `parse_delegates`
     nnapi_level: int | None = None  # of a delegate `nnapi` without one
+    calibration: Path | None = None  # folder of photographs; None: those that are shipped
     measure: bool = True  # what the graphs take in memory here
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from converters.options import HEAD, Plan
 from converters.stages import Stage
+from rpi_runtime.bundle import sha256_of
 from rpi_runtime.errors import UsageError
 from rpi_runtime.manifest import DECODER, VISION_BASE, VISION_LARGE
 
@@ -59,13 +60,17 @@ def read_stage(checkpoint: Path) -> Stage:
     return Stage("read checkpoint", f"{__name__}:read", inputs={"checkpoint": str(checkpoint)})
 
 
-def stages_of(plan: Plan, checkpoint: Path, known: dict[str, Any]) -> list[Stage]:
-    """All stages of `plan`, in order. `known` is what `read` returned.
+def stages_of(
+    plan: Plan, checkpoint: Path, known: dict[str, Any], photos: tuple[str, ...] = ()
+) -> list[Stage]:
+    """All stages of `plan`, in order. `known` is what `read` returned; `photos` are those to calibrate on, if
+    not the shipped ones.
 
     A stage's options hold exactly what its result depends on: a changed option redoes only what it touches.
     """
     source = {"checkpoint": known["fingerprint"], "tools": tool_versions(), "code": _code_digest()}
     where = {"checkpoint": str(checkpoint)}
+    looked_at = {"photos": {path: sha256_of(Path(path)) for path in photos}} if photos else {}
     stages: list[Stage] = []
     exports: dict[str, Stage] = {}  # by what they depend on: variants share them
     for variant in plan.variants:
@@ -95,7 +100,7 @@ def stages_of(plan: Plan, checkpoint: Path, known: dict[str, Any]) -> list[Stage
         quantize_stage = Stage(
             f"quantize {variant.name}",
             f"{__name__}:quantize",
-            {**about, **recipe},
+            {**about, **recipe, **(looked_at if variant.recipe.needs_calibration else {})},
             {**where, "float_graph": export_stage.outputs["graph"]},
             {"graph": graph},
             (export_stage,),
@@ -226,7 +231,8 @@ def quantize(options: dict[str, Any], inputs: Places, outputs: Places) -> dict[s
     recipe, float_graph = _recipe(options), inputs["float_graph"]
     samples = None
     if recipe.needs_calibration:
-        samples = calibration(options["component"], _open(inputs), _export_options(options))
+        photos = tuple(options.get("photos", ()))
+        samples = calibration(options["component"], _open(inputs), _export_options(options), photos)
     quantize_component(float_graph, recipe, outputs["graph"], samples)
     held = tflite_file.read(outputs["graph"])
     return {

@@ -9,17 +9,18 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import qtyping
 from ai_edge_quantizer.algorithms.uniform_quantize import dequantized_weight_recovery
+from PIL import Image
 
 from converters import recovery
 from converters.calibration import calibration
 from converters.metrics import Closeness
 from converters.quantize import bits_per_weight, quantize_component
 from converters.recipes import RECIPES, Limits, Recipe, Rule
-from converters.samples import PARITY, tiles
+from converters.samples import PARITY, photos_of, tiles
 from hypervl.checkpoint import Checkpoint
 from rpi_runtime import tflite_file
 from rpi_runtime.backends.select import open_graph
-from rpi_runtime.errors import EdgeError
+from rpi_runtime.errors import EdgeError, ImageError, UsageError
 from rpi_runtime.manifest import DECODER, VISION_BASE, VRC
 from tests.converters import tiny
 
@@ -227,3 +228,38 @@ def test_signatures_that_share_weights_share_ranges(
 def test_static_needs_calibration(tiny_graphs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs calibration"):
         quantize_component(tiny_graphs[VRC], RECIPES[VRC]["w8a8"], tmp_path / "out.tflite")
+
+
+# Photographs of a user's own
+
+
+def photographs(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(0, 255, (80, 120, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{number:02}.jpg")
+    return folder
+
+
+def test_ranges_may_be_found_on_photographs_of_one_s_own(tiny_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    photos = photos_of(photographs(tmp_path / "many", 40))
+    assert [Path(path).name for path in photos][:3] == ["00.jpg", "02.jpg", "05.jpg"]
+    assert len(photos) == 16
+    found = calibration(VISION_BASE, tiny_checkpoint, tiny.OPTIONS, photos)
+    assert [len(samples) for samples in found.values()] == [16, 16]
+    shipped = calibration(VISION_BASE, tiny_checkpoint, tiny.OPTIONS)
+    assert not np.array_equal(found["tile_96"][0]["images"], shipped["tile_96"][0]["images"])
+
+
+def test_too_few_photographs_and_broken_ones_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds 3 pictures, and calibration needs 4"):
+        photos_of(photographs(tmp_path / "few", 3))
+    with pytest.raises(UsageError, match="no such folder"):
+        photos_of(tmp_path / "absent")
+    broken = photographs(tmp_path / "broken", 4)
+    (broken / "01.jpg").write_bytes((broken / "01.jpg").read_bytes()[:300])
+    with pytest.raises(ImageError, match=r"01\.jpg"):
+        photos_of(broken)
+    (broken / "01.jpg").write_text("no picture")
+    with pytest.raises(ImageError, match=r"01\.jpg"):
+        photos_of(broken)

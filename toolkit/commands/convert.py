@@ -75,6 +75,12 @@ def convert(
     nnapi_level: Annotated[
         int | None, typer.Option(help="Feature level of NNAPI: 30 is Android 11.", show_default="30")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of photographs that integer ranges are found on.", show_default="two shipped ones"
+        ),
+    ] = None,
     verbose: opt.Verbose = False,
     as_json: opt.Json = False,
 ) -> None:
@@ -99,6 +105,7 @@ def convert(
         embedding=embedding,
         delegate=delegate,
         nnapi_level=nnapi_level,
+        calibration=calibration,
     )
 
     def show(event: Event) -> None:
