@@ -23,7 +23,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from rpi_runtime import tflite_file
 
-METADATA = "model_control_dependencies"
+METADATA = tflite_file.CONTROL_EDGES
 _STALE = "stale_control_dependencies"  # as long, and unknown to the runtime
 _VERSION = 1
 # ai-edge-quantizer puts larger buffers behind the graph, and the runtime looks for metadata only inside it.

@@ -53,6 +53,7 @@ class Subgraph:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     operators: tuple[Operator, ...]
+    control_edges: tuple[tuple[int, int], ...] = ()  # (operator, one that must run later)
 
     def nodes(self) -> Iterator[Node]:
         """Its operators, in the order in which they run, with their tensors."""

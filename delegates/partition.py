@@ -1,7 +1,8 @@
 """Into which partitions TFLite cuts a graph, of whose operators a delegate takes some.
 
 The algorithm is that of `PartitionGraphIntoIndependentNodeSubsets` (tensorflow/lite/graph_info.cc): whatever
-can run is gathered, of one kind at a time, until nothing of that kind is left whose inputs are there.
+can run is gathered, of one kind at a time, until nothing of that kind is left whose inputs are there, and
+which no control edge holds back.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ class Partition:
 def partitions(subgraph: Subgraph, taken: Collection[int]) -> tuple[Partition, ...]:
     """Those of `subgraph`, when a delegate takes the operators numbered `taken`."""
     taken = frozenset(taken)
+    before: dict[int, set[int]] = {}
+    for first, later in subgraph.control_edges:
+        before.setdefault(later, set()).add(first)
+    done: set[int] = set()
     made = {tensor for operator in subgraph.operators for tensor in operator.outputs}
     ready: set[int] = set()  # of `made`
     left = list(range(len(subgraph.operators)))
@@ -39,7 +44,9 @@ def partitions(subgraph: Subgraph, taken: Collection[int]) -> tuple[Partition, .
             for number in left:
                 operator = subgraph.operators[number]
                 fits = kind is None or (number in taken) == kind
-                if fits and all(t in ready for t in operator.inputs if t in made):
+                waits = before.get(number, set()) - done
+                if fits and not waits and all(t in ready for t in operator.inputs if t in made):
+                    done.add(number)
                     kind = number in taken
                     group.append(number)
                     ready.update(operator.outputs)

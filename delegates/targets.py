@@ -74,12 +74,12 @@ DELEGATES = {
     for d in (
         Delegate(
             "cpu",
-            "the CPU",
+            "XNNPACK, on the CPU",
             loaded="XNNPACK, which LiteRT brings; TFLite's own kernels run what XNNPACK does not take",
             precision="that of the graph",
             cosine=1.0,
             lowering="int8 or int4 weights, whose activations are quantised on the fly",
-            source="every operator of TFLite runs",
+            source="XNNPACK itself, as ai-edge-litert has it on this machine",
         ),
         Delegate(
             "gpu",

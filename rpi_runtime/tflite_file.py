@@ -13,8 +13,8 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -28,6 +28,8 @@ from rpi_runtime.tflite_names import BLOCKWISE, CUSTOM, DTYPES, OPERATORS, OPTIO
 # five signatures takes about 130,000.
 MAX_STEPS = 500_000
 _SMALL_BYTES = 64  # of a constant whose values are details
+_MOST_EDGES_BYTES = 1 << 16
+CONTROL_EDGES = "model_control_dependencies"  # metadata: operators that must run before others
 _AGAIN = "Convert the checkpoint again, or copy the file again."
 _T = TypeVar("_T")
 
@@ -38,6 +40,7 @@ class Buffer:
 
     offset_bytes: int
     bytes: int
+    is_inside: bool = True  # of the FlatBuffer, not behind it
 
 
 @dataclass(frozen=True)
@@ -234,6 +237,11 @@ def _model(flat: _FlatBuffer, table: _Table, details: bool) -> TfliteFile:
     if not subgraphs:
         _fail("it has no subgraph")
     signatures = table.tables(7, lambda signature: _signature(signature, subgraphs))
+    entries = table.tables(6, lambda entry: _metadata(entry, buffers))
+    if details:
+        for name, number in entries:
+            if name == CONTROL_EDGES and buffers[number].is_inside:  # the runtime looks nowhere else
+                subgraphs = _ordered(flat, buffers[number], subgraphs)
     return TfliteFile(
         bytes=flat.bytes,
         description=table.text(3),
@@ -241,7 +249,7 @@ def _model(flat: _FlatBuffer, table: _Table, details: bool) -> TfliteFile:
         signature_subgraphs=tuple(index for _, index in signatures),
         subgraphs=subgraphs,
         buffers=buffers,
-        metadata=table.tables(6, lambda entry: _metadata(entry, buffers)),
+        metadata=tuple(name for name, _ in entries),
     )
 
 
@@ -254,6 +262,7 @@ def _buffer(flat: _FlatBuffer, table: _Table) -> Buffer:
             return Buffer(0, 0)
         if start + count > flat.bytes:
             _fail(f"a buffer of {count} bytes at {start} reaches beyond the end")
+        return Buffer(start, count, is_inside=False)
     return Buffer(start, count)
 
 
@@ -363,9 +372,39 @@ def _signature(table: _Table, subgraphs: tuple[Subgraph, ...]) -> tuple[Signatur
     return Signature(name, table.tables(0, entry), table.tables(1, entry)), index
 
 
-def _metadata(table: _Table, buffers: tuple[Buffer, ...]) -> str:
-    _checked((table.number(1, "I"),), len(buffers), "the buffer of a metadata entry")
-    return table.text(0)
+def _metadata(table: _Table, buffers: tuple[Buffer, ...]) -> tuple[str, int]:
+    """Its name, and the buffer that holds it."""
+    (number,) = _checked((table.number(1, "I"),), len(buffers), "the buffer of a metadata entry")
+    return table.text(0), number
+
+
+def _ordered(flat: _FlatBuffer, held: Buffer, subgraphs: tuple[Subgraph, ...]) -> tuple[Subgraph, ...]:
+    """With the edges that the metadata has, as varints: version 1, the number of subgraphs, and for each the
+    number of its edges and their ends (lite/experimental/remat/metadata_util.cc)."""
+    numbers = _varints(flat, held)
+    version, count = next(numbers, 0), next(numbers, 0)
+    if version != 1 or count != len(subgraphs):
+        _fail(f"its {CONTROL_EDGES} have version {version} and {count} subgraphs of {len(subgraphs)}")
+    found = []
+    for subgraph in subgraphs:
+        ends = [next(numbers, -1) for _ in range(2 * next(numbers, 0))]
+        if any(end & 1 or end >> 1 >= len(subgraph.operators) for end in ends):  # zigzag: odd is negative
+            _fail(f"its {CONTROL_EDGES} name operators that are not there")
+        pairs = [end >> 1 for end in ends]
+        found.append(replace(subgraph, control_edges=tuple(zip(pairs[::2], pairs[1::2], strict=True))))
+    return tuple(found)
+
+
+def _varints(flat: _FlatBuffer, held: Buffer) -> Iterator[int]:
+    value = shift = 0
+    for byte in flat.data[held.offset_bytes : held.offset_bytes + min(held.bytes, _MOST_EDGES_BYTES)]:
+        value |= (byte & 127) << shift
+        shift += 7
+        if not byte & 128:
+            yield value
+            value = shift = 0
+        elif shift > 63:
+            _fail(f"its {CONTROL_EDGES} hold a number of more than 63 bits")
 
 
 def _checked(indexes: tuple[int, ...], count: int, what: str, optional: bool = False) -> tuple[int, ...]:

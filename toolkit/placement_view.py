@@ -24,7 +24,8 @@ def show(found: Placements) -> None:
         _table(f"{graph} on {found.title}", placements)
         total = sum(placement.multiply_adds for placement in placements)
         fallbacks, wrong = alike(placements), faulty(placements)
-        report.out.print("What falls back to the CPU:" if fallbacks else "Nothing falls back to the CPU.")
+        where = found.elsewhere
+        report.out.print(f"What falls back to {where}:" if fallbacks else f"Nothing falls back to {where}.")
         for group in fallbacks:
             _explain(group, total)
         if wrong:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from delegates.graph import Subgraph
 from delegates.npu import JUDGED
 from delegates.placement import PlacedOperator, Placement, place
+from delegates.rules import Refusal
 from delegates.targets import Target, verdicts
 from delegates.targets import faults as faults_of
+from rpi_runtime.backends.xnnpack import taken
 from rpi_runtime.errors import BundleError, ResourceError, UsageError, nearest
 from rpi_runtime.manifest import MANIFEST_FILE
 from rpi_runtime.tflite_file import read
@@ -24,6 +27,7 @@ class Placements:
     title: str  # the same in words
     warning: str  # what every user of the target should know
     rules: str  # where they come from
+    elsewhere: str  # what runs what falls back
     placements: tuple[Placement, ...]
 
     def graphs(self) -> dict[str, list[Placement]]:
@@ -77,7 +81,13 @@ def placements_of(
     found = [placed for name, file in graphs for placed in _placed(name, file, target, most)]
     description = target.description
     return Placements(
-        str(path), str(target), target.title, description.warning, description.source, tuple(found)
+        path=str(path),
+        target=str(target),
+        title=target.title,
+        warning=description.warning,
+        rules=description.source,
+        elsewhere="TFLite's own kernels" if target.delegate == "cpu" else "the CPU",
+        placements=tuple(found),
     )
 
 
@@ -205,12 +215,28 @@ def _distance(target: Target, delegate: str) -> int:
 
 def _placed(name: str, file: Path, target: Target, most: int | None) -> Iterator[Placement]:
     graph = read(file, details=True)
+    judge: Callable[[int, Subgraph], dict[int, tuple[Refusal, ...]]]
+    if target.delegate == "cpu":
+        judge = partial(_of_xnnpack, taken(file)[1])
+    else:
+        judge = lambda number, subgraph: verdicts(subgraph, target)  # noqa: E731
     names = {number: s.name for number, s in zip(graph.signature_subgraphs, graph.signatures, strict=True)}
     for number, subgraph in enumerate(graph.subgraphs):
         title = names.get(number) or (f"subgraph {number}" if len(graph.subgraphs) > 1 else "")
         try:
             yield place(
-                name, title, subgraph, verdicts(subgraph, target), most, partial(faults_of, target=target)
+                name, title, subgraph, judge(number, subgraph), most, partial(faults_of, target=target)
             )
         except ValueError as error:  # operators that wait for each other
             raise BundleError(f"{file} is damaged: {error}", "Export it again.") from None
+
+
+def _of_xnnpack(
+    taken_here: Sequence[frozenset[int]], number: int, subgraph: Subgraph
+) -> dict[int, tuple[Refusal, ...]]:
+    """As the runtime itself has it, which gives no reasons."""
+    left = Refusal(
+        "XNNPACK leaves it to a kernel of TFLite's own",
+        "It runs all the same: only speed is at stake.",
+    )
+    return {n: () if n in taken_here[number] else (left,) for n in range(len(subgraph.operators))}

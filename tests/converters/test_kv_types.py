@@ -268,6 +268,8 @@ def test_one_layer_at_a_time_becomes_float32(exported: Exported, tmp_path: Path,
         assert len(casts) >= 2
         expected.append(edges)
     assert bytes(model.buffers[entry.buffer].data) == serialised(expected)
+    read_again = tflite_file.read(path, details=True).subgraphs
+    assert [[*subgraph.control_edges] for subgraph in read_again] == expected
 
 
 def test_the_order_of_many_signatures_stays_where_the_runtime_looks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -106,6 +107,15 @@ def test_what_a_partition_reads_was_made_before_it(made: tuple[Subgraph, set[int
         assert set(part.inputs) <= known
         known |= set(part.outputs)
     assert set(subgraph.outputs) <= known
+
+
+def test_a_control_edge_holds_an_operator_back() -> None:
+    """Operator 1 reads the input, and waits for operator 2."""
+    free = chain((0,), (0,), (1,), (2, 3))
+    assert cut(free, 1) == [("left", (0, 2)), ("taken", (1,)), ("left", (3,))]
+    assert cut(free, 0, 2, 3) == [("taken", (0, 2)), ("left", (1,)), ("taken", (3,))]
+    early = dataclasses.replace(free, control_edges=((1, 0),))
+    assert cut(early, 1) == [("taken", (1,)), ("left", (0, 2, 3))]
 
 
 # Against the runtime

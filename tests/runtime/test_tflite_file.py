@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from delegates.graph import Quantization
 from rpi_runtime.errors import BundleError, ResourceError
 from rpi_runtime.manifest import Signature, Tensor
-from rpi_runtime.tflite_file import Buffer, TfliteFile, parse, read
+from rpi_runtime.tflite_file import CONTROL_EDGES, Buffer, TfliteFile, parse, read
 from rpi_runtime.tflite_names import DTYPES, OPERATORS, OPTIONS, OptionField
 from tests.runtime import tiny_bundle
 
@@ -285,9 +285,33 @@ def test_data_behind_the_flatbuffer_of_a_file_over_2_gb_is_found() -> None:
     size = len(packed(made))
     made.buffers[1].offset = size
     content = packed(made) + struct.pack("<4f", 1, 2, 3, 4)
-    assert parse(content, "it").buffers[1] == Buffer(size, 16)
+    assert parse(content, "it").buffers[1] == Buffer(size, 16, is_inside=False)
     with pytest.raises(BundleError, match="reaches beyond the end"):
         parse(content[:-1], "it")
+
+
+def with_edges(data: bytes) -> bytes:
+    """The model, whose one operator the metadata orders."""
+    made = model(metadata=metadata_in_buffer(2))
+    made.metadata[0].name = CONTROL_EDGES
+    made.buffers.append(schema.BufferT())
+    made.buffers[2].data = list(data)
+    return packed(made)
+
+
+def test_control_edges_are_read_from_the_metadata() -> None:
+    """Varints, zigzag: version 1, one subgraph, one edge."""
+    held = with_edges(bytes((1, 1, 1, 0, 0)))
+    assert parse(held, "it", details=True).subgraphs[0].control_edges == ((0, 0),)
+    assert parse(held, "it").subgraphs[0].control_edges == ()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\2\1\0", b"\1\2\0\0", b"\1\1\1\0\2", b"\1\1\1\0\1", b"\1\1\2\0\0", b"\1\1" + b"\xff" * 20]
+)
+def test_control_edges_that_make_no_sense_are_told(data: bytes) -> None:
+    with pytest.raises(BundleError, match=f"its {CONTROL_EDGES} "):
+        parse(with_edges(data), "it", details=True)
 
 
 @dataclass(frozen=True)
