@@ -78,7 +78,7 @@ def prepare() -> Emulator:
         / "usr/bin/qemu-aarch64"
     )
     root = unpacked("root-arm64", mirror, ROOT_SUITE, "arm64", ROOT_PACKAGES, dependencies=True)
-    return Emulator(qemu, root, wheels("site-packages-arm64", WHEELS))
+    return Emulator(qemu, root, wheels())
 
 
 def debian(*tools: str) -> tuple[str, str]:
@@ -188,8 +188,9 @@ def _apt(work: Path, kind: str, mirror: str, suite: str, arch: str) -> list[str]
     return apt
 
 
-def wheels(name: str, packages: tuple[str, ...]) -> Path:
-    """Folder with the aarch64 wheels of `packages`, made once under the cache."""
+def wheels(name: str = "site-packages-arm64", packages: tuple[str, ...] = WHEELS) -> Path:
+    """Folder with the aarch64 wheels of `packages`, made once under the cache; by default those of the light
+    install."""
     target = CACHE / name
     if target.exists():
         return target
