@@ -22,7 +22,8 @@ from pathlib import Path
 from converters.cache_order import drop_stale_order
 from delegates.npu import JUDGED, ON_CPU, VENDORS, Vendor, verdicts
 from delegates.targets import DISPATCH
-from rpi_runtime.errors import BundleError, CheckFailed, EdgeError, ResourceError, nearest
+from rpi_runtime.errors import BundleError, CheckFailed, EdgeError, ResourceError
+from rpi_runtime.targets import parse_target
 from rpi_runtime.tflite_file import read
 
 _TOOL = "tools/apply_plugin_main"
@@ -114,13 +115,8 @@ def need_sdk(vendor: str, soc: str) -> None:
 
 def target(vendor: str, soc: str) -> tuple[Vendor, str]:
     """The vendor, and its SoC as its plugin spells it. Raises `UsageError` for an unknown one."""
-    if vendor not in VENDORS:
-        raise nearest(vendor, VENDORS, "NPU vendor")
-    known = VENDORS[vendor]
-    spelled = {name.lower(): name for name in known.targets}
-    if soc.lower() not in spelled:
-        raise nearest(soc, known.targets, f"SoC of {known.maker}")
-    return known, spelled[soc.lower()]
+    found = parse_target(f"npu:{vendor}:{soc}")
+    return VENDORS[found.vendor], found.soc
 
 
 def sdk_libraries(vendor: Vendor, soc: str) -> Path:

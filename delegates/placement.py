@@ -79,8 +79,10 @@ def place(
     partitions, the delegate keeps at most `most_partitions`, the largest; `faults` is what it is known to
     compute wrongly of what it takes."""
     allowed = {number for number, refusals in verdicts.items() if not refusals}
-    kept = largest(partitions(subgraph, allowed), most_partitions)
-    cut = partitions(subgraph, kept)
+    cut = partitions(subgraph, allowed)
+    kept = largest(cut, most_partitions)
+    if kept != allowed:
+        cut = partitions(subgraph, kept)
     index = {number: i for i, partition in enumerate(cut) for number in partition.operators}
     makers = {tensor: n for n, operator in enumerate(subgraph.operators) for tensor in operator.outputs}
     operators = tuple(

@@ -22,11 +22,11 @@ from delegates import AUTO, CPU, EXTERNAL
 from delegates.cpu import cpu_features
 from delegates.targets import DELEGATES
 from rpi_runtime.backends.base import Accelerator, DelegateUse, Graph
-from rpi_runtime.backends.external import ExternalDelegate, check
+from rpi_runtime.backends.external import ExternalDelegate, check_once
 from rpi_runtime.backends.fallback import FallbackGraph
-from rpi_runtime.backends.select import choose
+from rpi_runtime.backends.select import choose, open_graph
 from rpi_runtime.bundle import Bundle
-from rpi_runtime.delegate_trial import Verdict, Way, open_way, try_out
+from rpi_runtime.delegate_trial import Verdict, Way, try_out
 from rpi_runtime.errors import (
     BundleError,
     CheckFailed,
@@ -80,7 +80,7 @@ class DelegateChoice:
         if asked.startswith(EXTERNAL):
             self._external = ExternalDelegate.parse(asked)
             try:
-                check(self._external, choose(backend, external=True))
+                check_once(self._external, choose(backend, external=True))
             except ResourceError as error:
                 if require_whole:
                     raise
@@ -204,7 +204,16 @@ class DelegateChoice:
                 mark.write_text(_boot())
                 self._marks.add(mark)
         sha256 = next(g.file.sha256 for g in component.graphs if g.delegate == way.delegate)
-        return open_way(path, way, self._threads, self._backend, weight_cache, self._verbose, sha256)
+        return open_graph(
+            path,
+            backend=self._backend,
+            threads=self._threads,
+            weight_cache=weight_cache,
+            verbose=self._verbose,
+            sha256=sha256,
+            delegate=way.external,
+            accelerator=way.accelerator,
+        )
 
     def _with_fallback(self, name: str, graph: Graph, way: Way, on_cpu: Callable[[], Graph]) -> Graph:
         def failed(error: DelegateFailed) -> None:

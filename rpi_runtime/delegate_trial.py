@@ -10,18 +10,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rpi_runtime import samples
+from rpi_runtime.backends import trial
 from rpi_runtime.backends.base import Accelerator, Graph
-from rpi_runtime.backends.external import ExternalDelegate
-from rpi_runtime.backends.select import open_graph
+from rpi_runtime.backends.external import ExternalDelegate, trust
+from rpi_runtime.backends.select import choose, open_graph
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import EdgeError
 
@@ -64,61 +62,27 @@ def try_out(
     timeout_s: float = TIMEOUT_S,
 ) -> Verdict:
     """Never raises for a delegate that does not work: that is a verdict."""
-    with tempfile.TemporaryDirectory() as folder:
-        notes = Path(folder) / "notes"
-        request = {
-            "bundle": str(bundle.folder.resolve()),
-            "component": component,
-            "delegate": way.delegate,
-            "accelerator": asdict(way.accelerator) if way.accelerator else None,
-            "external": str(way.external) if way.external else "",
-            "threads": threads,
-            "backend": backend,
-        }
-        command = [sys.executable, "-m", __name__, str(notes), json.dumps(request)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
-        said = Path(folder) / "said"
-        with said.open("wb") as output:
-            try:
-                ended = subprocess.run(
-                    command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    timeout=timeout_s,
-                ).returncode
-            except subprocess.TimeoutExpired:
-                ended = None
-        return _judged(_read(notes), ended, said.read_text(errors="replace"), timeout_s)
-
-
-def _judged(notes: dict[str, Any], ended: int | None, said: str, timeout_s: float) -> Verdict:
-    if "verdict" in notes:
-        found = Verdict(**notes["verdict"])
-        # The runtime's exception names places in its source; what was wrong it only logs.
-        reason = re.search(r"Could not load shared library \S+: (.+)", said) or re.search(
-            r"^(?:ERROR: |E\d{4} .*?)\[?\S+:\d+\] (.+)", said, re.MULTILINE
-        )
-        if found.refusal and not found.cosine and reason:
-            found = replace(found, refusal=f"{found.refusal}: {reason[1].strip()}")
-        return found
-    while_ = f"while {notes.get('stage', 'its trial began')}"
-    if ended is None:
-        return Verdict(f"it did not come back within {timeout_s:g} s, {while_}")
-    if ended < 0:
-        try:
-            name = signal.Signals(-ended).name
-        except ValueError:  # real-time signals have no names
-            name = f"signal {-ended}"
-        return Verdict(f"it crashed ({name}) {while_}")
-    return Verdict(f"it ended its process with status {ended} {while_}")
-
-
-def _read(notes: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for line in notes.read_text().splitlines() if notes.exists() else ():
-        found.update(json.loads(line))
+    request = {
+        "bundle": str(bundle.folder.resolve()),
+        "component": component,
+        "delegate": way.delegate,
+        "accelerator": asdict(way.accelerator) if way.accelerator else None,
+        "external": str(way.external) if way.external else "",
+        "threads": threads,
+        "backend": backend,
+    }
+    ended = trial.run(__name__, request, timeout_s)
+    if "verdict" not in ended.notes:
+        stage = ended.notes.get("stage", "its trial began")
+        return Verdict(f"it {ended.failure(f'while {stage}')}")
+    found = Verdict(**ended.notes["verdict"])
+    # The runtime's exception names places in its source; what was wrong it only logs.
+    said = ended.said.decode(errors="replace")
+    reason = re.search(r"Could not load shared library \S+: (.+)", said) or re.search(
+        r"^(?:ERROR: |E\d{4} .*?)\[?\S+:\d+\] (.+)", said, re.MULTILINE
+    )
+    if found.refusal and not found.cosine and reason:
+        found = replace(found, refusal=f"{found.refusal}: {reason[1].strip()}")
     return found
 
 
@@ -128,6 +92,8 @@ def _read(notes: Path) -> dict[str, Any]:
 def _main(notes: Path, request: dict[str, Any]) -> None:
     accelerator = Accelerator(**request["accelerator"]) if request["accelerator"] else None
     external = ExternalDelegate.parse(request["external"]) if request["external"] else None
+    if external is not None:  # whoever asks for a trial has checked it
+        trust(external, choose(request["backend"], external=True))
     way = Way(request["delegate"], accelerator, external)
     with notes.open("w", buffering=1) as file:
 
@@ -149,7 +115,13 @@ def _tried(bundle: Bundle, name: str, way: Way, request: dict[str, Any], note: A
     least = next(graph.least_cosine for graph in component.graphs if graph.delegate == way.delegate)
     sample = samples.load(bundle.file(component.sample))
     note(stage=f"it opened {name}")
-    graph = open_way(bundle.path(name, way.delegate), way, request["threads"], request["backend"])
+    graph = open_graph(
+        bundle.path(name, way.delegate),
+        backend=request["backend"],
+        threads=request["threads"],
+        delegate=way.external,
+        accelerator=way.accelerator,
+    )
     note(stage=f"it ran the sample of {name}")
     cosine = samples.closeness(graph, sample, bundle.manifest.decoder)
     taken, total = _counts(graph)
@@ -166,28 +138,6 @@ def _counts(graph: Graph) -> tuple[int, int]:
     """Operators on an external delegate, and all; 0 of 0 where the runtime does not tell."""
     found = graph.delegated.values()
     return sum(len(one.nodes) for one in found), sum(one.total_nodes for one in found)
-
-
-def open_way(
-    path: Path,
-    way: Way,
-    threads: int,
-    backend: str,
-    weight_cache: Path | None = None,
-    verbose: bool = False,
-    sha256: str = "",
-) -> Graph:
-    """Raises `DelegateFailed` and what `open_graph` raises."""
-    return open_graph(
-        path,
-        backend=backend,
-        threads=threads,
-        weight_cache=weight_cache,
-        verbose=verbose,
-        sha256=sha256,
-        delegate=way.external,
-        accelerator=way.accelerator,
-    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from rpi_runtime import tflite_file
 from rpi_runtime.backends.base import Delegated
-from rpi_runtime.backends.execution_plan import ExecutionPlans
+from rpi_runtime.backends.execution_plan import ExecutionPlans, places
 from rpi_runtime.backends.external import ExternalDelegate, load
 from rpi_runtime.errors import DelegateFailed
 
@@ -44,12 +44,7 @@ class Delegation:
         after = self._plans.read()
         self._taken = [frozenset(new) - frozenset(old) for old, new in zip(before, after, strict=True)]
         self._left = [frozenset(old) - frozenset(new) for old, new in zip(before, after, strict=True)]
-        subgraphs = iter(enumerate(self._totals))
-        for place, plan in enumerate(before):
-            # Some that only other subgraphs call are not shown.
-            subgraph = next((number for number, total in subgraphs if total == len(plan)), None)
-            if subgraph is not None:
-                self._place[subgraph] = place
+        self._place = places(before, self._totals)
 
     def of(self, subgraph: int) -> Delegated:
         """What it has of this subgraph now: the runtime may take everything back."""

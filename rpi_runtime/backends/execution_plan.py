@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 _OK = 0  # kTfLiteOk
@@ -53,6 +54,18 @@ class ExecutionPlans:
         """Of each subgraph the numbers of the nodes that run now, in their order. Those of a delegate are
         higher than those of the graph's own. Subgraphs that delegates are not shown are left out."""
         return tuple(_plan(context, ask) for context, ask in self._contexts)
+
+
+def places(plans: Sequence[Sequence[int]], operators: Sequence[int]) -> dict[int, int]:
+    """Subgraph -> where its plan is among `plans`, which were read before any delegate, by the number of
+    `operators` of each subgraph. Some that only other subgraphs call are not shown."""
+    subgraphs = iter(enumerate(operators))
+    found: dict[int, int] = {}
+    for place, plan in enumerate(plans):
+        subgraph = next((number for number, total in subgraphs if total == len(plan)), None)
+        if subgraph is not None:
+            found[subgraph] = place
+    return found
 
 
 def _plan(context: int, ask: Any) -> tuple[int, ...]:

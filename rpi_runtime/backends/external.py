@@ -8,30 +8,22 @@ here.
 from __future__ import annotations
 
 import ctypes
-import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from delegates import EXTERNAL
 from delegates.external import CREATE, DESTROY, library_verdict
+from rpi_runtime.backends import trial
 from rpi_runtime.backends.base import BackendChoice
 from rpi_runtime.errors import BundleError, DelegateFailed, EdgeError, ResourceError, UsageError
 from rpi_runtime.native_logs import foreign_lines
 
 TIMEOUT_S = 30
-_START_S = 300
-_POLL_S = 0.1
 _FORM = "Write external:PATH, or external:PATH:key=value,key=value; a PATH with a colon cannot be given."
 _TRIAL = "rpi_runtime.backends.external_trial"
 _KINDS = {kind.__name__: kind for kind in (UsageError, ResourceError, DelegateFailed, BundleError)}
+_working: set[tuple[ExternalDelegate, BackendChoice]] = set()
 _ReportError = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 
 
@@ -65,6 +57,17 @@ class ExternalDelegate:
         return f"{EXTERNAL}{self.path}" + (f":{options}" if options else "")
 
 
+def check_once(delegate: ExternalDelegate, choice: BackendChoice) -> None:
+    """`check`, unless this process did it, or was told that it was done (`trust`)."""
+    if (delegate, choice) not in _working:
+        check(delegate, choice)
+        trust(delegate, choice)
+
+
+def trust(delegate: ExternalDelegate, choice: BackendChoice) -> None:
+    _working.add((delegate, choice))
+
+
 def check(
     delegate: ExternalDelegate,
     choice: BackendChoice,
@@ -79,38 +82,13 @@ def check(
     says what happened: another CPU, a library that it misses, its own reason, the signal that ended it.
     """
     _check_file(delegate)
-    with tempfile.TemporaryDirectory() as folder:
-        notes, said = Path(folder) / "notes", Path(folder) / "said"
-        request = {
-            "path": str(delegate.path),
-            "options": delegate.options,
-            "choice": [choice.name, choice.package, choice.version, choice.reason],
-            "graph": str(graph) if graph else "",
-        }
-        command = [sys.executable, "-m", _TRIAL, str(notes), json.dumps(request)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-        with said.open("wb") as output:
-            process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
-            try:
-                ended = _wait(process, notes, timeout_s)
-            finally:
-                process.kill()
-                process.wait()
-        _judge(delegate, _read(notes), ended, _last_line(said), timeout_s)
-
-
-def _wait(process: subprocess.Popen[bytes], notes: Path, timeout_s: float) -> int | None:
-    """How it ended, None for not within the time. That counts from the first note: until then a slow board
-    loads Python and the runtime."""
-    began, deadline = False, time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        with suppress(subprocess.TimeoutExpired):
-            return process.wait(_POLL_S)
-        if not began and notes.exists() and notes.stat().st_size:
-            began, deadline = True, time.monotonic() + timeout_s
-    return None
+    request = {
+        "path": str(delegate.path),
+        "options": delegate.options,
+        "choice": [choice.name, choice.package, choice.version, choice.reason],
+        "graph": str(graph) if graph else "",
+    }
+    _judge(delegate, trial.run(_TRIAL, request, timeout_s))
 
 
 def _check_file(delegate: ExternalDelegate) -> None:
@@ -121,38 +99,23 @@ def _check_file(delegate: ExternalDelegate) -> None:
         raise ResourceError(verdict.reason, "Get the library that its vendor built for this system.")
 
 
-def _judge(
-    delegate: ExternalDelegate, notes: dict[str, str], ended: int | None, said: str, timeout_s: float
-) -> None:
-    """`notes` are the trial's: what it did last, and how that failed if it could still tell."""
+def _judge(delegate: ExternalDelegate, ended: trial.Trial) -> None:
+    notes = ended.notes
     if "error" in notes:
         raise _KINDS[notes["kind"]](notes["error"], notes["remedy"])
+    if ended.returncode == 0 and "done" in notes:
+        return
     began = "stage" in notes
     who = delegate.name if began else f"the trial of {delegate.name}"
-    while_ = f"while {notes['stage']}" if began else "before it was loaded"
-    remedy = "Run without it, or ask its vendor for a version that works here."
-    if ended is None:
-        within_s = timeout_s if began else _START_S
-        raise ResourceError(f"{who} did not come back within {within_s:g} s, {while_}", remedy)
-    if ended < 0:
-        try:
-            name = signal.Signals(-ended).name
-        except ValueError:  # real-time signals have no names
-            name = f"signal {-ended}"
-        raise ResourceError(f"{who} crashed ({name}) {while_}{said}", remedy)
-    if ended or "done" not in notes:
-        raise ResourceError(f"{who} ended its process with status {ended} {while_}{said}", remedy)
+    failure = ended.failure(f"while {notes['stage']}" if began else "before it was loaded")
+    said = "" if ended.returncode is None else _last_line(ended.said)
+    raise ResourceError(
+        f"{who} {failure}{said}", "Run without it, or ask its vendor for a version that works here."
+    )
 
 
-def _read(notes: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for line in notes.read_text().splitlines() if notes.exists() else ():
-        found.update(json.loads(line))
-    return found
-
-
-def _last_line(said: Path) -> str:
-    lines = foreign_lines(said.read_bytes()).decode(errors="replace").split("\n")
+def _last_line(said: bytes) -> str:
+    lines = foreign_lines(said).decode(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f": {last}" if last else ""
 

@@ -38,7 +38,6 @@ _INTERPRETERS = {
 BACKENDS = (AUTO, COMPILED, INTERPRETER, "tflite-runtime", "tensorflow")
 
 _log = logging.getLogger(__name__)
-_tried: set[tuple[ExternalDelegate, BackendChoice]] = set()  # delegates that work here
 _said: set[str] = set()  # reasons for going without a weight cache
 
 _MAX_DEFAULT_THREADS = 4  # a Pi's cores; the small cores of a phone slow the others down
@@ -66,11 +65,10 @@ def open_graph(
     if not path.is_file():
         raise BundleError(f"{path} is not a file", "Copy the bundle again, or convert the checkpoint again.")
     choice = choose(COMPILED if accelerator else backend, external=delegate is not None)
-    if delegate is not None and (delegate, choice) not in _tried:
-        from rpi_runtime.backends.external import check  # it brings subprocess and tempfile
+    if delegate is not None:
+        from rpi_runtime.backends.external import check_once  # it brings subprocess and tempfile
 
-        check(delegate, choice)
-        _tried.add((delegate, choice))
+        check_once(delegate, choice)
     count = threads or default_threads()
     graph = _open(path, choice, count, weight_cache, verbose, sha256, delegate, accelerator)
     drop_mapped(path)  # weights are packed now: it holds little that is read again

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from rpi_runtime import tflite_file
-from rpi_runtime.backends.execution_plan import ExecutionPlans
+from rpi_runtime.backends.execution_plan import ExecutionPlans, places
 from rpi_runtime.backends.interpreter import interpreter_class
 from rpi_runtime.backends.select import choose
 from rpi_runtime.errors import BundleError, ResourceError
@@ -45,10 +45,6 @@ def taken(path: str | os.PathLike[str]) -> tuple[str, list[frozenset[int]]]:
             ) from None
         after = plans.read()
     found = [frozenset[int]() for _ in totals]
-    subgraphs = iter(enumerate(totals))
-    for old, new in zip(before, after, strict=True):
-        # Some that only other subgraphs call are not shown.
-        number = next((number for number, total in subgraphs if total == len(old)), None)
-        if number is not None:
-            found[number] = frozenset(old) - frozenset(new)
+    for number, place in places(before, totals).items():
+        found[number] = frozenset(before[place]) - frozenset(after[place])
     return f"{_PACKAGE} {choice.version}", found
