@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # Each room may import the rooms to its right.
-ORDER = ("toolkit", "converters", "hypervl", "vqa", "rpi_runtime", "delegates")
+ORDER = ("toolkit", "field", "converters", "hypervl", "vqa", "rpi_runtime", "delegates")
 LIGHT = {"numpy", "PIL", "tokenizers", "jinja2"}
 RUNTIMES = {"ai_edge_litert", "tflite_runtime", "tensorflow"}
 HEAVY = (
