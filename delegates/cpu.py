@@ -37,13 +37,17 @@ def cpu_features(cpuinfo: Path = CPUINFO, machine: str | None = None) -> CpuFeat
         text = cpuinfo.read_text(encoding="ascii", errors="replace")
     except OSError:
         text = ""
+    return features_in(text, machine or platform.machine())
+
+
+def features_in(cpuinfo: str, machine: str) -> CpuFeatures:
+    """The same of a text, that of another `machine` perhaps."""
     per_core = [
         frozenset(value.split())
-        for key, _, value in (line.partition(":") for line in text.splitlines())
+        for key, _, value in (line.partition(":") for line in cpuinfo.splitlines())
         if key.strip().lower() in ("features", "flags")
     ]
-    names = frozenset.intersection(*per_core) if per_core else frozenset()
-    return CpuFeatures(machine or platform.machine(), names)
+    return CpuFeatures(machine, frozenset.intersection(*per_core) if per_core else frozenset())
 
 
 def gpu_library_loads_here(cpu: CpuFeatures) -> Verdict:
