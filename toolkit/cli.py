@@ -22,12 +22,14 @@ from toolkit.commands.chat import chat
 from toolkit.commands.convert import convert
 from toolkit.commands.data import data
 from toolkit.commands.delegates import delegates
+from toolkit.commands.deploy import deploy
 from toolkit.commands.eval import evaluate
 from toolkit.commands.inspect import inspect
 from toolkit.commands.plan import plan
 from toolkit.commands.run import run
 from toolkit.commands.train import train
 from toolkit.commands.verify import verify
+from toolkit.on_device import RunsThere
 
 app = typer.Typer(
     name="toolkit",
@@ -57,11 +59,13 @@ def _before_any_command(
     pass
 
 
-for command in (assemble, convert, verify, inspect, delegates, plan, run, chat, cache):
+for command in (assemble, convert, verify, chat, deploy):
     app.command()(command)
+for there_too in (inspect, delegates, plan, run, cache):
+    app.command(cls=RunsThere)(there_too)
 app.add_typer(train, name="train")
 app.add_typer(data, name="data")
-app.command(name="eval")(evaluate)
+app.command(name="eval", cls=RunsThere)(evaluate)
 
 
 def main() -> None:

@@ -29,8 +29,17 @@ class Stopped(KeyboardInterrupt):
     """Ctrl-C of which the user was told already, and of what became of the work."""
 
 
-out = _Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
+# Set for a command that is run for somebody else's terminal: which of "out" and "err" is one.
+TERMINALS = "HYPERVL_TERMINALS"
+
+
+def _is_terminal(name: str) -> bool | None:
+    told = os.environ.get(TERMINALS)
+    return None if told is None else name in told.split(",")
+
+
+out = _Console(highlight=False, soft_wrap=False, force_terminal=_is_terminal("out"))
+err = Console(stderr=True, highlight=False, force_terminal=_is_terminal("err"))
 
 
 def error(message: str, remedy: str = "") -> None:

@@ -25,6 +25,7 @@ def cache(
             min=0, help="With --clear: only those not used for so many days.", show_default="all of them"
         ),
     ] = None,
+    device: opt.Device = None,
     as_json: opt.Json = False,
 ) -> None:
     """Show or remove the files of packed weights that make the next start fast.

@@ -45,6 +45,7 @@ def delegates(
     html: Annotated[
         Path | None, typer.Option(help="Write a page with the graphs drawn.", show_default=False)
     ] = None,
+    device: opt.Device = None,
     as_json: opt.Json = False,
 ) -> None:
     """Show what of each graph runs on a delegate, what falls back to the CPU, why, and what would help.

@@ -57,6 +57,7 @@ def evaluate(
     memory: opt.Memory = None,
     delegate: opt.Delegate = "auto",
     threads: opt.Threads = None,
+    device: opt.Device = None,
     as_json: opt.Json = False,
 ) -> None:
     """Ask every question of a dataset; count right answers, visual tokens, time and memory.

@@ -23,6 +23,7 @@ def inspect(
     path: Annotated[
         Path, typer.Argument(help="Bundle folder, .tflite file or checkpoint folder.", show_default=False)
     ],
+    device: opt.Device = None,
     as_json: opt.Json = False,
 ) -> None:
     """Show what is inside a bundle, a .tflite file or a checkpoint.

@@ -60,3 +60,11 @@ Memory = Annotated[
     str | None,
     typer.Option(help="What this process may hold at most, like 512MB, or auto.", show_default="no budget"),
 ]
+# `toolkit.on_device` acts on it, before the command does.
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Run there, where it was deployed: ssh://user@host[:port] or adb://[serial].",
+        show_default="here",
+    ),
+]

@@ -23,7 +23,8 @@ def plan(
     device: Annotated[
         str | None,
         typer.Option(
-            help="Plan for a board: pi-zero2, pi3, pi4-1gb to pi4-8gb, pi5-1gb to pi5-16gb.",
+            help="Plan for a board: pi-zero2, pi3, pi4-1gb to pi4-8gb, pi5-1gb to pi5-16gb; or plan on one: "
+            "ssh://user@host[:port], adb://[serial].",
             show_default="this machine",
         ),
     ] = None,

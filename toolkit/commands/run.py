@@ -47,6 +47,7 @@ def run(
     delegate: opt.Delegate = "auto",
     require_full_delegation: opt.FullDelegation = False,
     weight_cache: opt.WeightCache = True,
+    device: opt.Device = None,
     as_json: opt.Json = False,
     verbose: opt.Verbose = False,
 ) -> None:

@@ -1,0 +1,137 @@
+"""What is installed on a device: runtimes and bundles that never change once they are there, and which are in
+use.
+
+    PREFIX/runtimes/<id>/   PREFIX/bundles/<id>/   PREFIX/current   PREFIX/previous   PREFIX/bin/toolkit
+
+`current` is a small text file that names a runtime and a bundle: renaming another one over it switches both
+at once, on any file system. `previous` is the one before, for a rollback.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from field.device import Device, DeviceError, quote
+from field.machine import Machine
+
+ANDROID_PREFIX = "/data/local/tmp/hypervl-edge"
+HOME_PREFIX = ".local/share/hypervl-edge"
+
+
+@dataclass(frozen=True)
+class Release:
+    """What is in use together; "" where there is none."""
+
+    runtime: str = ""
+    bundle: str = ""
+    name: str = ""  # of the bundle, as its folder is called on the host
+
+    @property
+    def text(self) -> str:
+        """The file `current`. A name is a line of it."""
+        name = "".join(c if c.isprintable() else "_" for c in self.name)
+        return f"runtime={self.runtime}\nbundle={self.bundle}\nname={name}\n"
+
+
+@dataclass(frozen=True)
+class Installed:
+    prefix: str
+    current: Release
+    previous: Release
+    runtimes: tuple[str, ...]
+    bundles: tuple[str, ...]
+
+    @property
+    def toolkit(self) -> str:
+        """The command, of the runtime in use."""
+        return f"{self.runtime_folder(self.current.runtime)}/bin/toolkit"
+
+    @property
+    def python(self) -> str:
+        return f"{self.runtime_folder(self.current.runtime)}/bin/python"
+
+    def runtime_folder(self, runtime: str) -> str:
+        return f"{self.prefix}/runtimes/{runtime}"
+
+    def bundle_folder(self, bundle: str) -> str:
+        return f"{self.prefix}/bundles/{bundle}"
+
+
+def default_prefix(machine: Machine) -> str:
+    return ANDROID_PREFIX if machine.is_android else f"{machine.home}/{HOME_PREFIX}"
+
+
+def read_installed(device: Device, prefix: str) -> Installed:
+    """Raises `DeviceLost`."""
+    at = quote(prefix)
+    script = f"""cd {at} 2>/dev/null || exit 0
+for file in current previous; do echo "@$file"; cat $file 2>/dev/null; done
+for folder in runtimes bundles; do
+  echo "@$folder"
+  for one in $folder/*; do case $one in *.partial) ;; *) [ -d "$one" ] && echo "${{one##*/}}" ;; esac; done
+done"""
+    sections: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in device.run(script, check=False).text.splitlines():
+        if line.startswith("@"):
+            lines = sections.setdefault(line[1:], [])
+        else:
+            lines.append(line)
+    return Installed(
+        prefix,
+        _release(sections.get("current", [])),
+        _release(sections.get("previous", [])),
+        tuple(sections.get("runtimes", [])),
+        tuple(sections.get("bundles", [])),
+    )
+
+
+def _release(lines: list[str]) -> Release:
+    found = dict(line.split("=", 1) for line in lines if "=" in line)
+    return Release(found.get("runtime", ""), found.get("bundle", ""), found.get("name", ""))
+
+
+def switch(device: Device, here: Installed, to: Release, shell: str) -> None:
+    """Puts `to` in use; what was becomes `previous`, and everything else goes. `shell` is the device's, for
+    the command's first line."""
+    keep = {to.runtime, to.bundle, here.current.runtime, here.current.bundle} - {""}
+    device.run(
+        f"""cd {quote(here.prefix)} && mkdir -p bin || exit 1
+cat >bin/toolkit.new && chmod 755 bin/toolkit.new && mv bin/toolkit.new bin/toolkit || exit 1
+printf %s {quote(to.text)} >current.new || exit 1
+if [ -f current ]; then cp current previous.new && mv previous.new previous || exit 1; fi
+sync
+mv current.new current || exit 1
+for one in runtimes/* bundles/* data/*; do
+  case " {" ".join(sorted(keep))} " in *" ${{one##*/}} "*) ;; *) rm -rf "$one" ;; esac
+done
+rm -rf incoming work""",
+        stdin=launcher(shell).encode(),
+    )
+
+
+def roll_back(device: Device, here: Installed) -> Release:
+    """Puts back what was in use before; the two change places. Raises `DeviceError` when there is none."""
+    if not here.previous.runtime:
+        raise DeviceError(
+            f"{device.address}: nothing was installed before what is there now",
+            "A rollback needs two deployments.",
+        )
+    device.run(
+        f"""cd {quote(here.prefix)} || exit 1
+cp current current.old && cp previous previous.old && sync || exit 1
+mv previous.old current && mv current.old previous"""
+    )
+    return here.previous
+
+
+def launcher(shell: str) -> str:
+    """PREFIX/bin/toolkit: runs what is in use now."""
+    return f"""#!{shell}
+here=$(cd "$(dirname "$0")/.." && pwd) || exit 3
+while IFS='=' read -r key value; do
+  case $key in runtime) runtime=$value ;; bundle) bundle=$value ;; esac
+done <"$here/current"
+[ -n "$bundle" ] && HYPERVL_BUNDLE=$here/bundles/$bundle && export HYPERVL_BUNDLE
+exec "$here/runtimes/$runtime/bin/toolkit" "$@"
+"""
