@@ -8,6 +8,7 @@ running.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -22,13 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from field.device import Device, DeviceError, quote
+from field.device import Device, DeviceError, DeviceLost, quote
 from field.installed import Installed
 from field.sync import digest, item, items_of, push
 from rpi_runtime.errors import ResourceError
 
 _BEAT_S = 5.0
 _GRACE_S = 20.0  # for a command that was asked to end
+_MARK = "7d1c"  # nobody else's folder has it
 _CODE_MARK = b"\x1e"  # stderr ends with this and the exit code: a cut connection says none
 
 
@@ -54,13 +56,12 @@ class _Names:
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
         self._there: dict[str, str] = {}  # folder of ours -> its name there
-        self._mark = secrets.token_hex(4)
 
     def of(self, path: Path) -> str:
         if not path.is_absolute() and ".." not in path.parts and path.parts:
             return str(path)
         parent = str(path)[: len(str(path)) - len(path.name)]
-        folder = self._there.setdefault(parent, f"host-{self._mark}-{len(self._there)}/")
+        folder = self._there.setdefault(parent, f"host-{_MARK}-{len(self._there)}/")
         return f"{folder}{path.name or 'folder'}"
 
     def back(self) -> dict[bytes, bytes]:
@@ -88,10 +89,16 @@ def run_there(
     Raises `DeviceLost`, `DeviceError`, and `ResourceError` for a file of ours that cannot be sent.
     """
     names = _Names("--json" in words)
-    work = f"{here.prefix}/work/{secrets.token_hex(6)}"
     line = [f"{word.prefix}{names.of(word.path)}" if isinstance(word, Given) else word for word in words]
     given = [word for word in words if isinstance(word, Given)]
-    device.run(f"mkdir -p {quote(work)}")
+    # A folder that is filled there is found again by the same command, should the connection be lost.
+    goes_on = any(one.is_output and not one.path.suffix for one in given)
+    told = "\0".join(str(word) for word in words).encode("utf-8", "surrogateescape")
+    work = f"{here.prefix}/work/{hashlib.sha256(told).hexdigest()[:12] if goes_on else secrets.token_hex(6)}"
+    device.run(
+        f"mkdir -p {quote(work)} && cd {quote(here.prefix)}/work || exit 1\n"
+        "find . -mindepth 1 -maxdepth 1 -mtime +1 -exec rm -rf {} + 2>/dev/null; exit 0"
+    )
     try:
         for one in given:
             _send(device, here, one, f"{work}/{names.of(one.path)}", on_sent)
@@ -99,10 +106,18 @@ def run_there(
         for one in given:
             if one.is_output:
                 _fetch(device, f"{work}/{names.of(one.path)}", one.path)
-        return code
-    finally:
-        with suppress(ResourceError):  # the next deployment cleans up, too
-            device.run(f"rm -rf {quote(work)}")
+    except DeviceLost:
+        raise
+    except BaseException:
+        _clean(device, work)
+        raise
+    _clean(device, work)
+    return code
+
+
+def _clean(device: Device, work: str) -> None:
+    with suppress(ResourceError):  # a later run does it, too
+        device.run(f"rm -rf {quote(work)}")
 
 
 def _send(device: Device, here: Installed, one: Given, place: str, on_sent: Callable[[int], None]) -> None:
@@ -117,13 +132,15 @@ def _send(device: Device, here: Installed, one: Given, place: str, on_sent: Call
         return
     if one.path.is_dir():
         items = items_of(one.path)
+        if one.is_output and device.run(f"[ -e {quote(place)} ]", check=False).code == 0:
+            return
         if not items:
             device.run(f"mkdir -p {quote(place)}")
             return
         kept = f"{here.prefix}/data/{digest(items)}"
         if device.run(f"[ -d {quote(kept)} ]", check=False).code:
             push(device, items, kept, on_bytes=on_sent)
-        # What is written to must not change what is kept.
+        # What is written to must not change what is kept; what a lost run wrote is newer.
         copied = f"cp -R {quote(kept)} {quote(place)}" if one.is_output else _linked(kept, place)
         device.run(f"mkdir -p {parent} && {copied}")
         return
@@ -133,7 +150,8 @@ def _send(device: Device, here: Installed, one: Given, place: str, on_sent: Call
 
 def _linked(source: str, place: str) -> str:
     """Some file systems have no links."""
-    return f"{{ ln -s {quote(source)} {quote(place)} 2>/dev/null || cp -R {quote(source)} {quote(place)}; }}"
+    source, place = quote(source), quote(place)
+    return f"{{ [ -e {place} ] || ln -s {source} {place} 2>/dev/null || cp -R {source} {place}; }}"
 
 
 def _run(
