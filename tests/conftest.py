@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 import shutil
 import sys
@@ -105,14 +105,13 @@ def shallow_checkpoint(nano_checkpoint: Path, make_once: MakeOnce) -> Path:
 
 
 def script(name: str) -> ModuleType:
-    """The module `scripts/<name>.py`; scripts are no package. Its neighbours must have been asked for."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    """The module `scripts/<name>.py`, which imports its neighbours; scripts are no package."""
+    folder = str(ROOT / "scripts")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(folder)
 
 
 @pytest.fixture(scope="session")
