@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from emulation import CACHE, PI4, ROOT_PACKAGES, ROOT_SUITE, Unavailable, run, unpacked, wheels
+from emulation import CACHE, PI4, ROOT_PACKAGES, ROOT_SUITE, Unavailable, unpacked, wheels
 from openssh import client_config, key_pair
 from qemu import Machine, Parts, filesystem, free_port, initrd, parts
 
