@@ -47,7 +47,7 @@ class Sshd:
     logging in."""
 
     def __init__(self, shell: str = "/bin/sh") -> None:
-        """`shell` is for logging in. Raises `Unavailable` when the server cannot be had, or does not start."""
+        """`shell` is what they get. Raises `Unavailable` when it cannot be had, or does not start."""
         root = _unpacked()
         self._work = Path(tempfile.mkdtemp(prefix="sshd-"))
         self.port = free_port()
