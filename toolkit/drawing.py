@@ -33,9 +33,9 @@ def font_of(size: float) -> Font:
     points = max(8, round(size))
     try:
         return ImageFont.truetype("DejaVuSans.ttf", points)
-    except OSError:
+    except (OSError, ImportError):  # no such font, or a Pillow without FreeType
         pass
     try:
         return ImageFont.load_default(points)
-    except TypeError:  # Pillow before 10.1 has one font, of one size
+    except (TypeError, ImportError):  # Pillow before 10.1 has one font, of one size
         return ImageFont.load_default()
