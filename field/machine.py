@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from dataclasses import dataclass
 from importlib import resources
 
 from delegates.cpu import CpuFeatures, features_in
-from field.device import Device, DeviceError
-
-_KIB = 1024
-# What a program's own header says it was made for (elf.h): class and e_machine.
-_ELF = {
-    (2, 0xB7): "aarch64",
-    (1, 0x28): "armv7l",
-    (2, 0x3E): "x86_64",
-    (1, 0x03): "i686",
-    (2, 0xF3): "riscv64",
-}
-_CGROUP_UNLIMITED = 1 << 60
+from field.address import LOCAL
+from field.device import Device, DeviceError, quote
+from field.machine_text import (
+    KIB,
+    container_room,
+    cpu_model,
+    decimal,
+    kib,
+    libc_of,
+    machine_of,
+    mount_options,
+    pairs,
+    temperatures,
+    whole,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Python:
     bits: int
     missing: tuple[str, ...]  # modules of the standard library that we need
     packages: dict[str, str]  # of those that we use: version
+    prefix: str = ""  # of the installation
 
     @property
     def minor(self) -> str:
@@ -56,7 +61,7 @@ class Machine:
     system: str  # "Linux"
     kernel: str
     kernel_machine: str  # as uname has it
-    machine: str  # of programs here: "aarch64", "armv7l", "x86_64"
+    machine: str  # of programs here: "aarch64", "armv7l", "armv6l", "x86_64"
     os: str
     os_id: str  # "debian", "android", ...
     os_codename: str
@@ -70,6 +75,8 @@ class Machine:
     memory_bytes: int
     available_bytes: int
     swap_bytes: int
+    swap_free_bytes: int
+    swaps: tuple[str, ...]  # where it lies: "/dev/zram0", "/var/swap"
     container_bytes: int | None  # what a container around us still leaves
     uid: int
     user: str
@@ -94,6 +101,7 @@ class Machine:
     throttled: int | None  # bits of a Raspberry Pi's firmware
     boot: str
     up_s: float
+    time_s: float  # since 1970, as its clock has it
     clock_s: float  # ahead of ours
     synchronized: bool | None
     tools: tuple[str, ...]
@@ -114,6 +122,8 @@ class Machine:
 def probe(device: Device) -> Machine:
     """Raises `DeviceLost`, and `DeviceError` for a device whose shell does not run our script."""
     script = (resources.files("field") / "data/probe.sh").read_text(encoding="utf-8")
+    if device.address.kind == LOCAL:
+        script = f"PYTHON={quote(sys.executable)}\n{script}"  # it may be that of an environment
     before = time.time()
     told = device.run(script, timeout=120, check=False)
     ours = (before + time.time()) / 2
@@ -126,8 +136,9 @@ def probe(device: Device) -> Machine:
 
 def read(text: str, now: float) -> Machine:
     """The facts in what the script printed; `now` is our clock at that time, in s since 1970."""
+    told = text.replace("\r\n", "\n")  # as a terminal has it
     sections = {
-        name: body.strip("\n") for name, body in re.findall(r"^@(\w+)\n(.*?)(?=^@|\Z)", text, re.M | re.S)
+        name: body.strip("\n") for name, body in re.findall(r"^@(\w+)\n(.*?)(?=^@|\Z)", told, re.M | re.S)
     }
 
     def lines(name: str) -> list[str]:
@@ -137,17 +148,17 @@ def read(text: str, now: float) -> Machine:
         found = lines(name)
         return found[number] if number < len(found) else ""
 
-    memory = _pairs(lines("meminfo"), ":")
-    os_release = {key: value.strip('"') for key, value in _pairs(lines("os"), "=").items()}
-    machine = _machine(line("elf") + " " + line("elf", 1)) or line("kernel", 1)
+    memory = pairs(lines("meminfo"), ":")
+    os_release = {key: value.strip('"') for key, value in pairs(lines("os"), "=").items()}
+    machine = machine_of(" ".join(lines("elf")), line("kernel", 1))
     cpuinfo = sections.get("cpuinfo", "")
-    libc, libc_version = _libc(lines("libc"))
+    libc, libc_version = libc_of(lines("libc"))
     disk = line("disk").split()
-    prefix = _pairs(lines("prefix"), "=")
-    throttled = re.search(r"throttled=0x([0-9a-fA-F]+)", line("throttled"))
-    place = line("place")
+    user, place, prefix = (pairs(lines(name), "=") for name in ("user", "place", "prefix"))
+    throttled = re.search(r"throttled=0x([0-9a-fA-F]{1,8})\b", sections.get("throttled", ""))
+    clock = decimal(line("time"))
     return Machine(
-        model=line("model") or _pairs(cpuinfo.splitlines(), ":").get("Model", ""),
+        model=line("model") or pairs(cpuinfo.splitlines(), ":").get("Model", ""),
         system=line("kernel"),
         kernel=line("kernel", 2),
         kernel_machine=line("kernel", 1),
@@ -155,166 +166,83 @@ def read(text: str, now: float) -> Machine:
         os=os_release.get("PRETTY_NAME", ""),
         os_id="android" if "ANDROID_API" in os_release else os_release.get("ID", ""),
         os_codename=os_release.get("VERSION_CODENAME", ""),
-        android_api=_int(os_release.get("ANDROID_API", "")),
+        android_api=whole(os_release.get("ANDROID_API", "")),
         soc=os_release.get("ANDROID_SOC", ""),
         libc=libc,
         libc_version=libc_version,
         cores=len(re.findall(r"^processor\s*:", cpuinfo, re.M)),
         cpu_names=tuple(sorted(features_in(cpuinfo, machine).names)),
-        cpu_model=_cpu_model(cpuinfo),
-        memory_bytes=_kib(memory, "MemTotal"),
-        available_bytes=_kib(memory, "MemAvailable"),
-        swap_bytes=_kib(memory, "SwapTotal"),
-        container_bytes=_container(lines("cgroup")),
-        uid=_int(line("user")) or 0,
-        user=line("user", 1),
-        groups=tuple(line("user", 2).split()),
-        home=line("user", 3),
-        place=place,
-        place_is_writable=line("place", 1) == "writable",
-        place_allows_programs="noexec" not in _options_of(place, lines("mount")),
-        disk_bytes=_KIB * int(disk[1]) if len(disk) >= 4 and disk[1].isdigit() else 0,
-        free_bytes=_KIB * int(disk[3]) if len(disk) >= 4 and disk[3].isdigit() else 0,
-        pythons=tuple({found.version: found for found in map(_python, lines("python")) if found}.values()),
+        cpu_model=cpu_model(cpuinfo),
+        memory_bytes=kib(memory, "MemTotal"),
+        available_bytes=kib(memory, "MemAvailable"),
+        swap_bytes=kib(memory, "SwapTotal"),
+        swap_free_bytes=kib(memory, "SwapFree"),
+        swaps=tuple(name.split()[0] for name in lines("swaps")[1:]),
+        container_bytes=container_room(lines("cgroup")),
+        uid=whole(user.get("uid", "")) or 0,
+        user=user.get("name", ""),
+        groups=tuple(user.get("groups", "").split()),
+        home=user.get("home", ""),
+        place=place.get("place", ""),
+        place_is_writable=place.get("state") == "writable",
+        place_allows_programs="noexec" not in mount_options(place.get("real", ""), lines("mount")),
+        disk_bytes=KIB * (whole(disk[1]) or 0) if len(disk) >= 4 else 0,
+        free_bytes=KIB * (whole(disk[3]) or 0) if len(disk) >= 4 else 0,
+        pythons=_pythons(lines("python")),
         prefix=prefix.get("prefix", ""),
         runtime_id=prefix.get("runtime", ""),
         bundle_id=prefix.get("bundle", ""),
         bundle_name=prefix.get("name", ""),
-        libraries=tuple(lines("libraries")),
+        libraries=_libraries(lines("libraries")),
         vulkan_drivers=tuple(lines("icd")),
         nodes=tuple(
             Node(path, state == "open") for state, _, path in (n.partition(" ") for n in lines("nodes"))
         ),
         frequencies=tuple(found for found in map(_frequency, lines("cpufreq")) if found),
-        temperatures_c=_temperatures(lines("thermal")),
+        temperatures_c=temperatures(lines("thermal")),
         power_sensors=tuple(lines("power")),
         throttled=int(throttled[1], 16) if throttled else None,
         boot=line("boot"),
-        up_s=_float(line("boot", 1).split(" ")[0]) or 0.0,
-        clock_s=(_float(line("time")) or now) - now,
+        up_s=decimal(line("boot", 1).split(" ")[0]) or 0.0,
+        time_s=now if clock is None else clock,
+        clock_s=0.0 if clock is None else clock - now,
         synchronized={"yes": True, "no": False}.get(line("synchronized")),
         tools=tuple(lines("tools")),
     )
 
 
-def _pairs(lines: list[str], mark: str) -> dict[str, str]:
-    """Key and value of each line that has both; the first of a key counts."""
+def _pythons(lines: list[str]) -> tuple[Python, ...]:
+    """One of each installation: python3 and python3.11 are often the same."""
+    found: dict[tuple[str, str], Python] = {}
+    for line in lines:
+        words = line.split("\t")
+        bits = whole(words[2]) if len(words) == 6 else None
+        if bits is None or not re.fullmatch(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}", words[0]):
+            continue
+        version, executable, _, missing, packages, prefix = words
+        python = Python(
+            version,
+            executable,
+            bits,
+            () if missing == "-" else tuple(missing.split(",")),
+            pairs(packages.split(","), "="),
+            prefix,
+        )
+        found.setdefault((version, prefix), python)
+    return tuple(found.values())
+
+
+def _libraries(lines: list[str]) -> tuple[str, ...]:
+    """Each once: /lib is often a link to /usr/lib."""
     found: dict[str, str] = {}
-    for line in lines:
-        key, split, value = line.partition(mark)
-        if split:
-            found.setdefault(key.strip(), value.strip())
-    return found
-
-
-def _kib(memory: dict[str, str], name: str) -> int:
-    return _KIB * (_int(memory.get(name, "").split(" ")[0]) or 0)
-
-
-def _int(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"-?\d+", text.strip()) else None
-
-
-def _float(text: str) -> float | None:
-    return float(text) if re.fullmatch(r"-?\d+(\.\d+)?", text.strip()) else None
-
-
-def _machine(dump: str) -> str:
-    """Of the first 20 bytes of a program, as od prints them in hex."""
-    numbers = [int(word, 16) for word in dump.split() if re.fullmatch("[0-9a-f]{2}", word)]
-    if len(numbers) < 20 or bytes(numbers[:4]) != b"\x7fELF":
-        return ""
-    return _ELF.get((numbers[4], numbers[18] | numbers[19] << 8), "")
-
-
-def _libc(lines: list[str]) -> tuple[str, str]:
-    told = " ".join(lines)
-    if found := re.search(r"(?:glibc|GLIBC|GNU libc)[^\d]*(?:[\d.]+-\S+\)\s*)?(\d+\.\d+)", told):
-        return "glibc", found[1]
-    if "musl" in told:
-        return "musl", ""
-    return ("bionic", "") if "linker64" in told else ("", "")
-
-
-def _cpu_model(cpuinfo: str) -> str:
-    """A name where the kernel has one, else implementer and part, as Arm numbers them."""
-    found = _pairs(cpuinfo.splitlines(), ":")
-    if "model name" in found:
-        return found["model name"]
-    parts = sorted(set(re.findall(r"^CPU part\s*:\s*(0x[0-9a-f]+)", cpuinfo, re.M)))
-    return ", ".join(_ARM_PARTS.get(part, f"part {part}") for part in parts)
-
-
-# Source: Arm's main ID registers, as lscpu (util-linux) names them.
-_ARM_PARTS = {
-    "0xc07": "Cortex-A7",
-    "0xd03": "Cortex-A53",
-    "0xd04": "Cortex-A35",
-    "0xd05": "Cortex-A55",
-    "0xd07": "Cortex-A57",
-    "0xd08": "Cortex-A72",
-    "0xd09": "Cortex-A73",
-    "0xd0a": "Cortex-A75",
-    "0xd0b": "Cortex-A76",
-    "0xd0d": "Cortex-A77",
-    "0xd41": "Cortex-A78",
-    "0xd44": "Cortex-X1",
-    "0xd46": "Cortex-A510",
-    "0xd47": "Cortex-A710",
-    "0xd48": "Cortex-X2",
-    "0xd4d": "Cortex-A715",
-    "0xd4e": "Cortex-X3",
-    "0xd80": "Cortex-A520",
-    "0xd81": "Cortex-A720",
-    "0xd82": "Cortex-X4",
-}
-
-
-def _container(lines: list[str]) -> int | None:
-    rooms = []
-    for line in lines:
-        most, _, taken = line.partition(" ")
-        if most.isdigit() and taken.strip().isdigit() and int(most) < _CGROUP_UNLIMITED:
-            rooms.append(max(0, int(most) - int(taken)))
-    return min(rooms, default=None)
-
-
-def _options_of(place: str, mounts: list[str]) -> list[str]:
-    """Of the file system that `place` lies on."""
-    best, options = "", ""
-    for line in mounts:
-        told, _, at = line.partition(" ")
-        inside = place == at or place.startswith(at.rstrip("/") + "/")
-        if inside and len(at) >= len(best):
-            best, options = at, told
-    return options.split(",")
-
-
-def _python(line: str) -> Python | None:
-    words = line.split(" ")
-    if len(words) != 5 or not words[2].isdigit():
-        return None
-    version, executable, bits, missing, packages = words
-    return Python(
-        version,
-        executable,
-        int(bits),
-        () if missing == "-" else tuple(missing.split(",")),
-        {} if packages == "-" else dict(pair.split("=", 1) for pair in packages.split(",")),
-    )
+    for path in lines:
+        found.setdefault(path.removeprefix("/usr"), path)
+    return tuple(found.values())
 
 
 def _frequency(line: str) -> Frequency | None:
-    words = line.split()
-    if len(words) != 3 or not (words[1].isdigit() and words[2].isdigit()):
+    governor, now, most = (*line.split(), "", "", "")[:3]
+    now_khz, most_khz = whole(now), whole(most)
+    if now_khz is None or most_khz is None:
         return None
-    return Frequency(words[0], int(words[1]) / 1000, int(words[2]) / 1000)
-
-
-def _temperatures(lines: list[str]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for line in lines:
-        milli, _, zone = line.partition(" ")
-        if (value := _int(milli)) is not None:
-            found[zone if zone not in found else f"{zone} {len(found)}"] = value / 1000
-    return found
+    return Frequency(governor, now_khz / 1000, most_khz / 1000)
