@@ -147,7 +147,7 @@ def test_ctrl_c_ends_it_there(tmp_path: Path) -> None:
     here = made(tmp_path / "prefix")
     (tmp_path / "prefix/bin/toolkit").write_text(
         f"#!{sys.executable}\nimport os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from toolkit import held\nheld.watch()\nprint(os.getpid(), flush=True)\n"
+        "from field.held import hold\nhold()\nprint(os.getpid(), flush=True)\n"
         "try:\n    time.sleep(120)\n"
         "except KeyboardInterrupt:\n    print('ended', flush=True)\n    sys.exit(130)\n"
     )
