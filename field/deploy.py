@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from field.choose import platform_of, python_of
 from field.device import Device, DeviceError, quote
 from field.installed import Installed, Release, default_prefix, read_installed, switch
 from field.machine import Machine
+from field.package.launchers import current_launcher
 from field.package.runtime import Runtime, build_runtime, runtime_archive
-from field.platforms import Platform, platform_of, python_of
 from field.sync import Item, item, push
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import ResourceError
@@ -133,7 +134,7 @@ def deploy(
     if changes:
         on_step(Step("first run"))
         _try(device, here, wanted)
-        switch(device, here, wanted, platform.shell)
+        switch(device, here, wanted, current_launcher(platform))
     previous = here.current if changes else here.previous
     return Deployed(
         str(device.address),
@@ -206,6 +207,3 @@ def _try(device: Device, here: Installed, release: Release) -> None:
             "What was in use stays so. `toolkit doctor --device` says what is missing there; "
             "--python own brings a Python and a C library along.",
         )
-
-
-__all__ = ["Deployed", "Part", "Platform", "Step", "bundle_id", "bundle_items", "deploy", "memory_left"]

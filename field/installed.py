@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from field.device import Device, DeviceError, quote
 from field.machine import Machine
+from field.platforms import ANDROID_PREFIX
 
-ANDROID_PREFIX = "/data/local/tmp/hypervl-edge"
 HOME_PREFIX = ".local/share/hypervl-edge"
 
 
@@ -91,9 +91,9 @@ def _release(lines: list[str]) -> Release:
     return Release(found.get("runtime", ""), found.get("bundle", ""), found.get("name", ""))
 
 
-def switch(device: Device, here: Installed, to: Release, shell: str) -> None:
-    """Puts `to` in use; what was becomes `previous`, and everything else goes. `shell` is the device's, for
-    the command's first line."""
+def switch(device: Device, here: Installed, to: Release, launcher: str) -> None:
+    """Puts `to` in use; what was becomes `previous`, and everything else goes. `launcher` is the text of
+    `bin/toolkit`."""
     keep = {to.runtime, to.bundle, here.current.runtime, here.current.bundle} - {""}
     device.run(
         f"""cd {quote(here.prefix)} && mkdir -p bin || exit 1
@@ -106,7 +106,7 @@ for one in runtimes/* bundles/* data/*; do
   case " {" ".join(sorted(keep))} " in *" ${{one##*/}} "*) ;; *) rm -rf "$one" ;; esac
 done
 rm -rf incoming work""",
-        stdin=launcher(shell).encode(),
+        stdin=launcher.encode(),
     )
 
 
@@ -123,15 +123,3 @@ cp current current.old && cp previous previous.old && sync || exit 1
 mv previous.old current && mv current.old previous"""
     )
     return here.previous
-
-
-def launcher(shell: str) -> str:
-    """PREFIX/bin/toolkit: runs what is in use now."""
-    return f"""#!{shell}
-here=$(cd "$(dirname "$0")/.." && pwd) || exit 3
-while IFS='=' read -r key value; do
-  case $key in runtime) runtime=$value ;; bundle) bundle=$value ;; esac
-done <"$here/current"
-[ -n "$bundle" ] && HYPERVL_BUNDLE=$here/bundles/$bundle && export HYPERVL_BUNDLE
-exec "$here/runtimes/$runtime/bin/toolkit" "$@"
-"""

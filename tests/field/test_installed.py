@@ -6,10 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from field.package.launchers import current_launcher
 
 from field.connect import connect
 from field.device import DeviceError
 from field.installed import Installed, Release, read_installed, roll_back, switch
+from field.platforms import PLATFORMS
 
 OLD, NEW = Release("r1", "b1", "panels"), Release("r2", "b2", "it's $(new)\nname")
 
@@ -26,7 +28,7 @@ def install(prefix: Path, release: Release) -> None:
     program.write_text(f'#!/bin/sh\necho "{release.runtime} $HYPERVL_BUNDLE $*"\n')
     program.chmod(0o755)
     (prefix / "bundles" / release.bundle).mkdir(parents=True)
-    switch(connect("local"), here(prefix), release, "/bin/sh")
+    switch(connect("local"), here(prefix), release, current_launcher(PLATFORMS["linux-x64"]))
 
 
 def here(prefix: Path) -> Installed:
