@@ -22,9 +22,6 @@ from rpi_runtime.manifest import MANIFEST_FILE
 from rpi_runtime.memory_plan import AUTO_SHARE
 
 _SPARE_BYTES = 32_000_000  # that a device keeps free: packed weights, logs, somebody's answers
-_UNPACKED = (
-    3.5  # times its archive, at most, and the archive beside it: what a runtime takes while it arrives
-)
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ def deploy(
     new_runtime, new_bundle = wanted.runtime not in here.runtimes, wanted.bundle not in here.bundles
     there = _known(device, here) if new_bundle else {}
     missing = sum(one.bytes for one in items if one.sha256 not in there) if new_bundle else 0
-    room = int(_UNPACKED * archive.stat().st_size) * new_runtime + missing
+    room = (archive.stat().st_size + runtime.bytes) * new_runtime + missing
     if room and machine.free_bytes < room + _SPARE_BYTES:
         raise ResourceError(
             f"{device.address}: {room / 1e6:,.0f} MB are needed in {here.prefix}, and "
@@ -168,7 +165,7 @@ def _install(
 gzip -dc <{quote(incoming)}/runtime.tar.gz | tar xf - -C {folder}.partial ||
   {{ rm -rf {folder}.partial; exit 1; }}
 sync
-mv {folder}.partial {folder} && rm -rf {quote(incoming)}""",
+mv {folder}.partial/{runtime.id} {folder} && rm -rf {folder}.partial {quote(incoming)}""",
         timeout=None,
     )
     return replace(part, sent_bytes=sent.bytes, seconds=time.monotonic() - before)
