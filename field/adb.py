@@ -22,7 +22,9 @@ class AdbDevice(Device):
 
     def lost(self, told: str) -> DeviceLost:
         self._serial = ""  # it may come back as another transport
-        lines = [line.removeprefix("adb: ").removeprefix("error: ") for line in told.strip().splitlines()]
+        # What a program there said last is no reason.
+        said = [line for line in told.strip().splitlines() if line.startswith(("adb: ", "error: "))]
+        lines = [line.removeprefix("adb: ").removeprefix("error: ") for line in said]
         return DeviceLost(
             f"{self.address}: {lines[-1] if lines else 'the connection was lost'}",
             "Check the cable, and USB debugging on the phone; adb devices shows what is there. "

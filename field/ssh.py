@@ -28,6 +28,15 @@ _REMEDIES = {
     "timed out": "Is the board on, and in this network?",
     "No route to host": "Is the board on, and in this network?",
 }
+_SAID_BY_SSH = (
+    "ssh: ",
+    "Connection ",
+    "client_loop: ",
+    "kex_exchange",
+    "mux_client",
+    "Timeout, server",
+    "Bad ",
+)
 
 
 class SshDevice(Device):
@@ -51,19 +60,20 @@ class SshDevice(Device):
         return ["ssh", *self._options, "-T", "--", self.address.host, f"exec sh -c {quote(script)}"]
 
     def lost(self, told: str) -> DeviceLost:
-        lines = [line.strip() for line in told.strip().splitlines() if line.strip()]
-        why = next(
-            (line for line in lines if any(mark in line for mark in _REMEDIES)), lines[-1:] and lines[-1]
-        )
+        # What a program there said last is no reason.
+        lines = [line.strip() for line in told.strip().splitlines()]
+        reasons = [line for line in lines if any(mark in line for mark in (*_REMEDIES, *_SAID_BY_SSH))]
+        why = next((line for line in reasons if any(mark in line for mark in _REMEDIES)), "")
+        why = why or (reasons[-1] if reasons else "the connection was lost")
         remedy = next(
-            (text for mark, text in _REMEDIES.items() if why and mark in why),
+            (text for mark, text in _REMEDIES.items() if mark in why),
             "Check the connection; the same command goes on from there.",
         )
         where = f"{self.address.user}@{self.address.host}" if self.address.user else self.address.host
         if self.address.port:
             where = f"-p {self.address.port} {where}"
         return DeviceLost(
-            f"{self.address}: {why or 'the connection was lost'}",
+            f"{self.address}: {why}",
             remedy.format(where=where, host=self.address.host),
         )
 
