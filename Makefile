@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 # Processes that share the tests.
 JOBS ?= 2
 
-.PHONY: demo test lint fast board clean
+.PHONY: demo test lint fast board phone clean
 
 demo: $(STAMP)
 	@$(BIN)/python scripts/demo.py
@@ -33,9 +33,14 @@ $(STAMP): pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -e ".[dev]"
 	@touch $@
 
-# An emulated Pi 4 with 512 MB, reached by ssh: make board BUNDLE=demo/bundle
+# An emulated Pi 4 with 512 MB and nothing of ours, reached by ssh, until Ctrl-C. Other ones, or a folder to have there:
+# make board BOARD="--memory 1024 --cpu cortex-a76 --free 200 demo/bundle"
 board: $(STAMP)
-	$(BIN)/python scripts/board.py $(BUNDLE)
+	@$(BIN)/python scripts/board.py $(BOARD)
+
+# An emulated phone without Python or GNU tools, reached by adb, until Ctrl-C.
+phone: $(STAMP)
+	@$(BIN)/python scripts/phone.py $(PHONE)
 
 clean:
 	rm -rf $(VENV) .cache demo build *.egg-info

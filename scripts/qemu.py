@@ -110,10 +110,11 @@ class Machine:
         while time.monotonic() < end and self._process.poll() is None:
             if is_up():
                 return
-            if any("Kernel panic" in line for line in self._tail("console", lines=40)):
+            if "Kernel panic" in self.console():
                 break
             time.sleep(0.3)
-        told = [*self._tail("qemu"), *self._tail("console")]
+        qemu = (self._work / "qemu").read_text(errors="replace")
+        told = [line for text in (qemu, self.console()) for line in text.strip().splitlines()[-3:]]
         raise Unavailable(f"the emulated machine did not come up: {' / '.join(told) or 'it says nothing'}")
 
     def cut_power(self) -> None:
@@ -136,14 +137,15 @@ class Machine:
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
+    def console(self) -> str:
+        """All that it has said so far."""
+        path = self._work / "console"
+        return path.read_text(errors="replace") if path.exists() else ""
+
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
         shutil.rmtree(self._work, ignore_errors=True)
-
-    def _tail(self, name: str, lines: int = 3) -> list[str]:
-        path = self._work / name
-        return path.read_text(errors="replace").strip().splitlines()[-lines:] if path.exists() else []
 
 
 def initrd(name: str, found: Parts, then: str) -> Path:
