@@ -1,8 +1,9 @@
 """A program on a device that ends when the host that started it is gone.
 
 The host keeps the program's stdin open and writes a byte every few seconds. When it ends, on purpose or not,
-or no byte has come for a minute, as when a network vanished without a word, the program gets a SIGINT, as from
-Ctrl-C, and is killed when that does not end it. Nothing heavy is imported: this comes before anything else.
+or no byte has come for a minute, as when a network vanished without a word, the program gets a SIGINT, as
+from Ctrl-C, and is killed when that does not end it. Nothing heavy is imported: this comes before anything
+else.
 """
 
 from __future__ import annotations

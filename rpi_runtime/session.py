@@ -227,6 +227,11 @@ class Session:
         """What the KV cache holds."""
         return self._decoder.kv.held if self._decoder else ()
 
+    def forget(self) -> None:
+        """The next answer finds nothing in the KV cache, and takes what a first one takes."""
+        if self._decoder is not None:
+            self._decoder.kv.keep(0)
+
     @cached_property
     def encoder(self) -> Encoder:
         room = PictureRoom(self.plan, self._graphs, self._cache_folder or default_folder())
