@@ -142,16 +142,18 @@ class _Runner:
         watcher = threading.Thread(target=self._watch, args=(over,), daemon=True)
         watcher.start()
         try:
-            self._ask_all()
+            try:
+                self._ask_all()
+            finally:  # what is told last is the last record
+                self._close_worker()
+                over.set()
+                watcher.join(timeout=10)
             self._event(records.DONE, f"{self._history.answers} answers in all")
             return 0
         except KeyboardInterrupt:
             self._event(records.STOPPED, f"stopped after {self._history.answers} answers in all")
             return INTERRUPTED
         finally:
-            self._close_worker()
-            over.set()
-            watcher.join(timeout=10)
             self._log.close()
 
     def _begin(self) -> None:
