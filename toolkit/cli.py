@@ -25,6 +25,7 @@ from toolkit.commands.delegates import delegates
 from toolkit.commands.deploy import deploy
 from toolkit.commands.eval import evaluate
 from toolkit.commands.inspect import inspect
+from toolkit.commands.package import package
 from toolkit.commands.plan import plan
 from toolkit.commands.run import run
 from toolkit.commands.train import train
@@ -59,7 +60,7 @@ def _before_any_command(
     pass
 
 
-for command in (assemble, convert, verify, chat, deploy):
+for command in (assemble, convert, verify, chat, package, deploy):
     app.command()(command)
 for there_too in (inspect, delegates, plan, run, cache):
     app.command(cls=RunsThere)(there_too)

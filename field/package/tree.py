@@ -30,8 +30,8 @@ Source = tuple[str, Path | bytes]  # a place in an archive, and a folder, a file
 def write_tar(
     target: Path, sources: Sequence[Source], on_bytes: Callable[[int], object] = lambda count: None
 ) -> None:
-    """`target`, a .tar.gz, of `sources`; it is there when it is whole. `on_bytes` hears what was read. A file of
-    bytes is a program when its place begins with "#!"."""
+    """`target`, a .tar.gz, of `sources`; it is there when it is whole. `on_bytes` hears what was read. Bytes
+    that begin with "#!" are a program; a file named alone is none."""
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as raw:
@@ -70,7 +70,7 @@ def _entries(place: str, source: Path | bytes) -> Iterator[tuple[str, Path | byt
         for path, file in files_of(source):
             yield f"{place}/{path}", file, bool(file.stat().st_mode & 0o100)
     else:
-        yield place, source, bool(source.stat().st_mode & 0o100)
+        yield place, source, False
 
 
 def _above(path: str) -> list[str]:
