@@ -43,7 +43,7 @@ _PI_32 = (
     "A process has at most 3 GB, whatever the board has.",
 )
 _PHONE = (
-    "A phone's own C library runs none of this: a C library and a Python 3.11 of Debian 12 are in the package.",
+    "A phone's own C library runs none of this: Debian 12's C library and Python 3.11 are in the package.",
     "No GPU, NNAPI or NPU driver of the phone can be loaded: they need the phone's own C library. "
     "The CPU computes.",
 )

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "field/data/debs.lock"
 ARCHIVE, SUITE = "https://deb.debian.org/debian", "bookworm"
 LOADERS = {"arm64": "ld-linux-aarch64.so.1", "armhf": "ld-linux-armhf.so.3", "amd64": "ld-linux-x86-64.so.2"}
-# Packages of Python, and per package of libraries those that are taken: what Python, NumPy, Pillow, tokenizers
-# and the runtime name as NEEDED, and nothing else. OpenSSL's libcrypto is for hashlib: with it a bundle is
+# Packages of Python, and per package of libraries those that are taken: what Python, NumPy, Pillow,
+# tokenizers and the runtime name as NEEDED, and nothing else. OpenSSL's libcrypto is for hashlib: with it a bundle is
 # checked several times as fast as with Python's own SHA-256.
 PYTHON = ("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib")
 LIBRARIES: dict[str, tuple[str, ...]] = {
@@ -88,7 +88,9 @@ def packages(architecture: str) -> dict[str, dict[str, str]]:
     data = fetch(f"{ARCHIVE}/dists/{SUITE}/main/binary-{architecture}/Packages.xz")
     found = {}
     for block in lzma.decompress(data).decode().split("\n\n"):
-        fields = dict(line.split(": ", 1) for line in block.splitlines() if re.match(r"[A-Za-z0-9-]+: ", line))
+        fields = dict(
+            line.split(": ", 1) for line in block.splitlines() if re.match(r"[A-Za-z0-9-]+: ", line)
+        )
         if fields:
             found[fields["Package"]] = fields
     return found

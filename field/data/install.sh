@@ -70,7 +70,7 @@ check_python() {
     ask='import ctypes, hashlib, json, platform, struct, sys
 print("%d.%d" % sys.version_info[:2], struct.calcsize("P") * 8, "-".join(platform.libc_ver()))'
     other='' version=''
-    for one in "/usr/bin/python$python" "python$python" python3; do
+    for one in "python$python" python3; do
         command -v "$one" >/dev/null 2>&1 || continue
         version=$("$one" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
         [ "$version" = "$python" ] && break

@@ -34,7 +34,7 @@ _UNUSED_ENDS = (".pyi", ".pyx", ".pxd", ".h", ".hpp", ".a", ".c", ".cpp", ".f", 
 _UNUSED_FOLDERS = {"tests", "test", "include", "f2py", "distutils", "_pyinstaller", "__pycache__"}
 _UNUSED = re.compile(
     r"numpy/(typing|testing|doc|array_api|_core/lib|core/lib|random/lib|random/_examples)/"
-    r"|numpy/(conftest|setup)\.py|numpy/.*/setup\.py|numpy/.*_tests\."
+    r"|numpy/(conftest|setup)\.py|numpy/.*/setup\.py|numpy/_core/.*_tests\."
     r"|ai_edge_litert/(aot|tools|tflite)/"
     r"|ai_edge_litert/vendors/(?!intel_openvino)"
     r"|PIL/_imaging(ft|cms|tk)\.cpython-311-arm-linux-gnueabihf\.so|PIL/(ImageTk|_imagingtk)"
@@ -93,8 +93,8 @@ def own_version() -> str:
 def deb_contents(
     deb: Deb, file: Path, keep: Callable[[str], bool]
 ) -> Iterator[tuple[PurePosixPath, Member, str]]:
-    """Places in a runtime, files, and the parts they count for, of a Debian package. Libraries lie in one folder
-    under the names that programs ask for: no link is needed, which some file systems and adb lack."""
+    """Places in a runtime, files, and the parts they count for, of a Debian package. Libraries lie in one
+    folder under the names that programs ask for: no link is needed, which some file systems and adb lack."""
     members = deb_members(file)
     copyright_file = f"usr/share/doc/{deb.package}/copyright"
     if copyright_file in members:

@@ -18,7 +18,7 @@ from field.platforms import OWN
 from rpi_runtime.errors import UsageError
 
 PREFIX = "/opt/hypervl-edge"
-_STARTER = "#!/bin/sh\nexec {}/bin/toolkit \"$@\"\n"
+_STARTER = '#!/bin/sh\nexec {}/bin/toolkit "$@"\n'
 _DESCRIPTION = """\
 Description: vision-language model on a small board
  Asks a vision-language model about pictures, on this device alone. Runtime
@@ -109,8 +109,10 @@ def _md5sums(sources: list[Source]) -> str:
     return "".join(lines)
 
 
-def _pack_gzip(into: io.IOBase, sources: list[Source], on_bytes: Callable[[int], object] = lambda n: None) -> None:
-    with gzip.GzipFile(filename="", mode="wb", fileobj=into, mtime=0, compresslevel=6) as zipped:  # type: ignore[call-overload]
+def _pack_gzip(
+    into: io.IOBase, sources: list[Source], on_bytes: Callable[[int], object] = lambda n: None
+) -> None:
+    with gzip.GzipFile(filename="", mode="wb", fileobj=into, mtime=0, compresslevel=6) as zipped:
         pack(zipped, sources, on_bytes)
 
 

@@ -39,7 +39,7 @@ def default_cache() -> Path:
 
 
 def gather_wheels(wheels: Sequence[Wheel], python: str, cache: Path, tell: Tell) -> list[Path]:
-    """Files of `wheels`, in their order. pip fetches what is missing, from wherever the user has it set to."""
+    """Files of `wheels`, in their order. pip fetches what is missing, from where the user has it set to."""
     folder = cache / "wheels"
     folder.mkdir(parents=True, exist_ok=True)
     missing = [wheel for wheel in wheels if not _is_there(folder / wheel.file, wheel.sha256)]

@@ -80,7 +80,9 @@ def wheels_of(platform: Platform, python: str) -> tuple[Wheel, ...]:
     found = wheels_for(platform.machine, OWN_PYTHON if python == OWN else python)
     if python not in platform.pythons or found is None:
         able = ", ".join(platform.pythons)
-        raise UsageError(f"--python {python}: not all wheels exist for {platform.name}", f"It may be: {able}.")
+        raise UsageError(
+            f"--python {python}: not all wheels exist for {platform.name}", f"It may be: {able}."
+        )
     return found
 
 
@@ -102,7 +104,9 @@ def _deb_sets() -> dict[str, tuple[Deb, ...]]:
 def read_wheels(text: str) -> dict[str, tuple[Wheel, ...]]:
     """Wheels by "machine python". Raises `ValueError` for a name that is a path, or a hash that is none."""
     held = json.loads(text)
-    known = {file: Wheel(file, _hash(one["sha256"]), int(one["bytes"])) for file, one in held["wheels"].items()}
+    known = {
+        file: Wheel(file, _hash(one["sha256"]), int(one["bytes"])) for file, one in held["wheels"].items()
+    }
     for file in known:
         if not file.endswith(".whl") or file.count("-") < 4:
             raise ValueError(f"{file!r} is no name of a wheel")

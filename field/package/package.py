@@ -16,11 +16,13 @@ from field.package.gather import sha256_of
 from field.package.launchers import current, current_launcher, filled
 from field.package.runtime import Runtime
 from field.package.tree import Source, files_of, write_tar
-from field.platforms import ANDROID_PREFIX, OWN, OWN_PYTHON
+from field.platforms import ANDROID_PREFIX, OWN, OWN_PYTHON, Platform
 from rpi_runtime.bundle import Bundle
+from rpi_runtime.errors import UsageError
 from rpi_runtime.manifest import MANIFEST_FILE
 
 TOP = "hypervl-edge"  # the one folder of an archive
+_MISREAD = re.compile(r"int8|int4-block")  # recipes
 _SPARE_BYTES = 16 << 20  # beyond its files: folders, the ends of blocks, bytecode
 
 
@@ -34,7 +36,7 @@ class PackedBundle:
 
     @classmethod
     def open(cls, folder: Path) -> PackedBundle:
-        """Every file the manifest lists, read and checked. What the graphs took in this machine's memory stays
+        """Every file the manifest lists, read and checked. What graphs took in this machine's memory stays
         here. Raises `BundleError`, `NotAsLocked`."""
         bundle = Bundle.open(folder)
         manifest = bundle.folder / MANIFEST_FILE
@@ -85,6 +87,20 @@ class Package:
             *((f"{top}/{place}", file) for place, file in held),
             (f"{top}/runtimes/{self.runtime.id}", self.runtime.folder),
         ]
+
+
+def check_runs_there(bundle: Path, platform: Platform) -> None:
+    """Raises `UsageError` for graphs that tflite-runtime loads and computes wrongly
+    (`rpi_runtime/backends/old_kernels.py`): that device would refuse them."""
+    if platform.machine != "armv7l":
+        return
+    components = Bundle.open(bundle, verify=False).manifest.components
+    wrong = [f"{c.name} {c.recipe}" for c in components if _MISREAD.match(c.recipe)]
+    if wrong:
+        raise UsageError(
+            f"{bundle}: tflite-runtime, which runs on {platform.name}, miscomputes {', '.join(wrong)}",
+            "Convert for such boards: --recipe vrc=w8a8,vision=w8a8,decoder=int4-channel, or fp16 for each.",
+        )
 
 
 def write_archive(
@@ -140,7 +156,9 @@ def description(package: Package) -> dict[str, object]:
 def needs(runtime: Runtime) -> str:
     """What a device must have."""
     if runtime.python == OWN:
-        return f"a Linux kernel for {runtime.platform.machine}; Python {OWN_PYTHON} and the C library are in it"
+        return (
+            f"a Linux kernel for {runtime.platform.machine}; Python {OWN_PYTHON} and the C library are in it"
+        )
     glibc = ".".join(map(str, runtime.glibc))
     return f"Python {runtime.python} for {runtime.platform.machine}, glibc {glibc} or newer"
 

@@ -26,7 +26,9 @@ def check_sysext(platform: Platform, target: Path) -> None:
     if target.suffix != ".raw":
         raise UsageError(f"-o {target}: a system extension ends in .raw", f"Write to {target.stem}.raw.")
     if shutil.which("mksquashfs") is None:
-        raise CannotGather("mksquashfs, which makes the image, is not installed", "sudo apt install squashfs-tools")
+        raise CannotGather(
+            "mksquashfs, which makes the image, is not installed", "sudo apt install squashfs-tools"
+        )
 
 
 def write_sysext(package: Package, target: Path) -> None:
@@ -54,7 +56,9 @@ def write_sysext(package: Package, target: Path) -> None:
         )
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()
-            raise ResourceError(f"mksquashfs: {said[-1] if said else done.returncode}", "Nothing was written.")
+            raise ResourceError(
+                f"mksquashfs: {said[-1] if said else done.returncode}", "Nothing was written."
+            )
         image.replace(target)
 
 

@@ -15,8 +15,8 @@ _GZIP_LEVEL = 6
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Relative paths and files, sorted by path; a folder that is not there is empty. Bytecode that Python left is
-    passed over."""
+    """Relative paths and files, sorted by path; a folder that is not there is empty. Bytecode that Python left
+    is passed over."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != "__pycache__"]
@@ -44,9 +44,11 @@ def write_tar(
 
 
 def pack(
-    into: IO[bytes], sources: Iterable[Source], on_bytes: Callable[[int], object] = lambda count: None
+    into: IO[bytes] | gzip.GzipFile,
+    sources: Iterable[Source],
+    on_bytes: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """A tar of `sources` in their order, with the folders above each: owner 0, one time, modes 644 and 755."""
+    """A tar of `sources` in their order, with the folders above each: owner 0, one time, modes 644, 755."""
     seen: set[str] = set()
     with tarfile.open(fileobj=into, mode="w|", format=tarfile.GNU_FORMAT) as tar:
         for place, source in sources:

@@ -1,4 +1,4 @@
-"""`toolkit package`: one archive for a device, which is installed there without a network and without root."""
+"""`toolkit package`: one archive for a device, which is installed there without network or root."""
 
 from __future__ import annotations
 
@@ -52,7 +52,14 @@ def package(
     The same input gives the same bytes.
     """
     from field.package.deb import write_deb
-    from field.package.package import Package, PackedBundle, description, needs, write_archive
+    from field.package.package import (
+        Package,
+        PackedBundle,
+        check_runs_there,
+        description,
+        needs,
+        write_archive,
+    )
     from field.package.runtime import build_runtime
     from field.package.sysext import check_sysext, write_sysext
     from field.platforms import platform
@@ -66,6 +73,8 @@ def package(
     if sysext:
         check_sysext(found, output)
     _check_output(output)
+    if bundle is not None:
+        check_runs_there(bundle, found)
     packed = PackedBundle.open(bundle) if bundle is not None else None
     with PackingProgress() as progress:
         runtime = build_runtime(found, python, gpu=packed is not None and packed.gpu, tell=progress.tell)
