@@ -49,12 +49,23 @@ class AdbDevice(Device):
         raise DeviceLost(f"{self.address}: {state}", _remedy(state, ""))
 
 
+def is_installed() -> bool:
+    return shutil.which("adb") is not None
+
+
 def adb_devices() -> dict[str, str]:
     """Serial of each device that adb knows, and its state ("device" is fine). Raises `ResourceError` where
     adb is not installed or does not start."""
-    if shutil.which("adb") is None:
+    if not is_installed():
         raise ResourceError("adb is not installed here", "Install Android's platform tools (Debian: adb).")
-    done = subprocess.run(["adb", "devices"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    try:
+        done = subprocess.run(
+            ["adb", "devices"], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ResourceError(
+            "adb devices does not answer", "Try adb kill-server, then adb devices."
+        ) from error
     if done.returncode:
         told = (done.stderr or done.stdout).strip().splitlines()
         raise ResourceError(

@@ -90,5 +90,8 @@ def test_help_loads_no_numpy_either() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.rpartition("loaded:")[2].split())
     assert not loaded & {*HEAVY, "numpy", "PIL", "tokenizers", "jinja2"}
-    for command in ("assemble", "convert", "verify", "inspect", "run", "chat", "eval", "train", "data"):
+    for command in (
+        *("assemble", "convert", "verify", "inspect", "run", "chat", "eval", "train", "data"),
+        *("doctor", "devices"),
+    ):
         assert command in done.stdout

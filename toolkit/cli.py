@@ -23,6 +23,8 @@ from toolkit.commands.convert import convert
 from toolkit.commands.data import data
 from toolkit.commands.delegates import delegates
 from toolkit.commands.deploy import deploy
+from toolkit.commands.devices import devices
+from toolkit.commands.doctor import doctor
 from toolkit.commands.eval import evaluate
 from toolkit.commands.inspect import inspect
 from toolkit.commands.package import package
@@ -60,7 +62,7 @@ def _before_any_command(
     pass
 
 
-for command in (assemble, convert, verify, chat, package, deploy):
+for command in (assemble, convert, verify, chat, package, devices, doctor, deploy):
     app.command()(command)
 for there_too in (inspect, delegates, plan, run, cache):
     app.command(cls=RunsThere)(there_too)

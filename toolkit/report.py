@@ -9,7 +9,8 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich import box
@@ -56,6 +57,16 @@ def warning(message: str) -> None:
 def note(message: str) -> None:
     """A line about what is being done, on stderr."""
     err.print(Text(printable(message), style="dim"), soft_wrap=True)
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """A live line on a terminal while something is waited for."""
+    if not err.is_terminal:
+        yield
+        return
+    with err.status(Text(f"{printable(what)} ...")):
+        yield
 
 
 def table(

@@ -21,6 +21,7 @@ _SINCE_START = 16
 _HOT_C = 80.0  # from here on a Raspberry Pi slows down (documentation, computers/raspberry-pi, thermals)
 _BELIEVABLE_C = (-40.0, 150.0)
 _WAITING = ("powersave", "ondemand", "conservative")
+_FASTEST = "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
 _OFF_S = 120
 _FIRST_SENSIBLE_S = 1704067200  # 2024-01-01
 
@@ -31,17 +32,18 @@ def _video(machine: Machine) -> Iterator[Finding]:
         return
     cameras = [n for n in machine.nodes if n.path.startswith(("/dev/video", "/dev/media"))]
     firmware = [n for n in machine.nodes if n.path in ("/dev/vcio", "/dev/vchiq")]
-    closed = [nodes[0].path for nodes in (cameras, firmware) if nodes and not any(n.is_open for n in nodes)]
-    if closed:
+    lost = {
+        nodes[0].path: meaning
+        for nodes, meaning in ((cameras, "no camera can be watched"), (firmware, "vcgencmd tells nothing"))
+        if nodes and not any(node.is_open for node in nodes)
+    }
+    if lost:
+        verb = "is" if len(lost) == 1 else "are"
         yield Finding(
             "groups.video",
             WARNING,
-            f"{' and '.join(closed)} {'is' if len(closed) == 1 else 'are'} closed to {machine.user or 'this user'}",
-            "No camera can be watched, and vcgencmd tells nothing."
-            if len(closed) == 2
-            else "No camera can be watched."
-            if closed[0] not in ("/dev/vcio", "/dev/vchiq")
-            else "vcgencmd tells nothing.",
+            f"{' and '.join(lost)} {verb} closed to {machine.user or 'this user'}",
+            f"So {' and '.join(lost.values())}.",
             "sudo usermod -aG video $USER, then log in again.",
         )
     elif cameras or firmware:
@@ -67,7 +69,7 @@ def _throttling(machine: Machine) -> Iterator[Finding]:
         "board.throttling",
         PROBLEM if now else WARNING,
         f"{', '.join(told)} (0x{machine.throttled:x})",
-        "Answers take longer, and what is measured says nothing; under-voltage also corrupts cards."
+        "Answers take longer, and what is measured says nothing; under-voltage can damage a card's files."
         if _UNDER_VOLTAGE in flags
         else "Answers take longer, and what is measured says nothing.",
         " ".join(remedies) or "Use the board's own power supply.",
@@ -85,8 +87,8 @@ def _temperature(machine: Machine) -> Iterator[Finding]:
             "board.temperature",
             WARNING,
             f"{told[zone]:.0f} °C ({zone})",
-            "A Raspberry Pi slows down from 80 °C on, and stops short of 85.",
-            "Give it a heat sink or a fan, and air.",
+            "A Raspberry Pi slows down from 80 °C on.",
+            "Give it a heat sink or a fan.",
         )
     else:
         yield Finding("board.temperature", FINE, f"{told[zone]:.0f} °C at most ({zone})")
@@ -107,8 +109,8 @@ def _governor(machine: Machine) -> Iterator[Finding]:
             found,
             "It stays at the lowest clock."
             if slow
-            else "The clock rises some time after work begins: short answers measure slower than they need be.",
-            "Before measuring: echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
+            else "The clock rises some time after work begins, so a short answer measures slower.",
+            f"Before measuring: {_FASTEST}",
         )
     else:
         yield Finding("board.governor", FINE, found)
@@ -127,7 +129,7 @@ def _clock(machine: Machine) -> Iterator[Finding]:
             "board.clock",
             WARNING,
             f"{_duration(abs(machine.clock_s))} {way} this machine's ({shown})",
-            "Times in the records of a field test are those of the device; certificates may count as expired.",
+            "A field test's records have the device's times; certificates may count as expired.",
             remedy,
         )
     elif machine.synchronized is False:

@@ -62,8 +62,7 @@ def _features(machine: Machine) -> Iterator[Finding]:
             "cpu.features",
             WARNING,
             f"/proc/cpuinfo is {told}",
-            "XNNPACK switches itself off quietly, and graphs run several times slower on plain kernels; "
-            "LiteRT's GPU library is left out, since its CPU may lack LSE.",
+            "XNNPACK switches itself off quietly, and graphs run on TFLite's own kernels, which are slower.",
             "Let programs read this machine's own /proc/cpuinfo (is it a container, or an emulator?).",
         )
     elif machine.machine == "aarch64":
@@ -105,9 +104,7 @@ def _arm(machine: Machine) -> Iterator[Finding]:
         "cpu.i8mm",
         FINE,
         "int8 matrix multiply" if matrix else "no int8 matrix multiply",
-        "XNNPACK multiplies int8 and int4 weights in blocks: a prompt and a tile gain most."
-        if matrix
-        else "",
+        "XNNPACK multiplies int8 and int4 weights in blocks of a matrix." if matrix else "",
     )
     half = {"fphp", "asimdhp"} <= set(machine.cpu_names)
     yield Finding(

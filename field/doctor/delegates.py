@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from delegates.cpu import gpu_library_loads_here
 from delegates.npu import VENDORS
 from field.doctor.finding import FINE, WARNING, Finding
-from field.machine import Machine
+from field.machine import Machine, Node
 
 _ON_CPU = "Graphs run on the CPU."
 # Programs of a package are glibc's (no wheel is made for Android), and a process has one C library.
@@ -16,24 +16,68 @@ _NNAPI_SINCE, _NNAPI_DEPRECATED = 27, 35  # Android 8.1 and 15 (developer.androi
 _TRIAL = "toolkit run tries it on a stored sample before it is trusted."
 
 
+def usable(machine: Machine) -> tuple[str, ...]:
+    """What `toolkit run --delegate` could name there, before any trial."""
+    gpu = ("gpu",) if _opens_gpu(machine) else ()
+    npu = ("npu:openvino",) if _openvino(machine) else ()
+    return ("cpu", *gpu, *npu)
+
+
+def for_apps(machine: Machine) -> tuple[str, ...]:
+    """What a phone has beside that, which its own programs alone can load."""
+    if not machine.is_android:
+        return ()
+    names = {"OpenCL": ("libOpenCL.so", "libOpenCL-pixel.so"), "Vulkan": ("libvulkan.so",)}
+    names |= {"NNAPI": ("libneuralnetworks.so",), "QNN": ("libQnnHtp.so",)}
+    return tuple(title for title, libraries in names.items() if machine.library(*libraries))
+
+
+def _opens_gpu(machine: Machine) -> bool:
+    """LiteRT's accelerator runs on Vulkan, in a 64-bit process of glibc's."""
+    nodes = _render_nodes(machine)
+    return (
+        not machine.is_android
+        and machine.machine != "armv7l"
+        and gpu_library_loads_here(machine.cpu).loads
+        and bool(_vulkan(machine) and machine.vulkan_drivers)
+        and (not nodes or any(node.is_open for node in nodes))
+    )
+
+
+def _vulkan(machine: Machine) -> str:
+    return machine.library("libvulkan.so.1", "libvulkan.so")
+
+
+def _render_nodes(machine: Machine) -> list[Node]:
+    return [node for node in machine.nodes if node.path.startswith("/dev/dri/renderD")]
+
+
+def _openvino(machine: Machine) -> str:
+    """Its version. It comes with pip, and LiteRT's wheel for x86-64 alone has what runs on it."""
+    if machine.machine != "x86_64":
+        return ""
+    return next((p.packages["openvino"] for p in machine.pythons if "openvino" in p.packages), "")
+
+
 def _gpu(machine: Machine) -> Iterator[Finding]:
-    if machine.is_android:
-        library = machine.library("libOpenCL.so", "libOpenCL-pixel.so") or machine.library("libvulkan.so")
-        yield Finding("delegate.gpu", FINE, library or "no OpenCL", _BIONIC if library else _ON_CPU)
-        return
-    vulkan = machine.library("libvulkan.so.1", "libvulkan.so")
-    nodes = [node for node in machine.nodes if node.path.startswith("/dev/dri/renderD")]
+    nodes = _render_nodes(machine)
     verdict = gpu_library_loads_here(machine.cpu)
-    if machine.machine == "armv7l":
-        yield Finding("delegate.gpu", FINE, "not used", "tflite-runtime has no GPU delegate. " + _ON_CPU)
+    if _opens_gpu(machine):
+        device = next((node.path for node in nodes if node.is_open), "in software, no /dev/dri/renderD*")
+        yield Finding("delegate.gpu", FINE, f"Vulkan ({device})", _TRIAL)
+    elif machine.is_android:
+        library = machine.library("libOpenCL.so", "libOpenCL-pixel.so") or _vulkan(machine)
+        yield Finding("delegate.gpu", FINE, library or "no OpenCL", _BIONIC if library else _ON_CPU)
+    elif machine.machine == "armv7l":
+        yield Finding("delegate.gpu", FINE, "not used", f"tflite-runtime has no GPU delegate. {_ON_CPU}")
     elif not verdict.loads:
         yield Finding(
             "delegate.gpu", FINE, "not used", f"LiteRT's GPU library does not run here: {verdict.reason}."
         )
-    elif not vulkan or not machine.vulkan_drivers:
-        missing = "libvulkan.so.1" if not vulkan else "a Vulkan driver (icd.d)"
+    elif not _vulkan(machine) or not machine.vulkan_drivers:
+        missing = "Vulkan driver (icd.d)" if _vulkan(machine) else "libvulkan.so.1"
         yield Finding("delegate.gpu", FINE, f"none: no {missing}", _ON_CPU)
-    elif nodes and not any(node.is_open for node in nodes):
+    else:
         yield Finding(
             "delegate.gpu",
             WARNING,
@@ -41,9 +85,6 @@ def _gpu(machine: Machine) -> Iterator[Finding]:
             f"The GPU cannot be opened. {_ON_CPU}",
             "sudo usermod -aG render $USER, then log in again.",
         )
-    else:
-        driver = "" if nodes else " in software (no /dev/dri/renderD*)"
-        yield Finding("delegate.gpu", FINE, f"Vulkan{driver}, {len(machine.vulkan_drivers)} drivers", _TRIAL)
 
 
 def _nnapi(machine: Machine) -> Iterator[Finding]:
@@ -67,9 +108,7 @@ def _npu(machine: Machine) -> Iterator[Finding]:
         if library:
             found.append(f"{title} ({library})")
             follows.append(_BIONIC if machine.is_android else meaning)
-    # OpenVINO comes with pip; LiteRT's wheel for x86-64 alone has what runs on it.
-    openvino = next((p.packages["openvino"] for p in machine.pythons if "openvino" in p.packages), "")
-    if openvino and machine.machine == "x86_64":
+    if openvino := _openvino(machine):
         checked = VENDORS["openvino"].sdk.rpartition("=")[2]
         found.append(f"OpenVINO {openvino}")
         follows.append(

@@ -75,18 +75,18 @@ def _swap(machine: Machine) -> Iterator[Finding]:
             "When memory runs out the kernel ends a process, and nothing gives way before." if small else "",
             "Compressed swap in memory helps: sudo apt install zram-tools." if small else "",
         )
-    elif on_disk:
+    elif on_disk and small:
+        without = int(AUTO_SHARE * machine.available_bytes / 1e6)
         yield Finding(
             "memory.swap",
-            WARNING if small else FINE,
+            WARNING,
             f"{megabytes(machine.swap_bytes)} in {', '.join(on_disk)}",
-            "--memory auto counts it, and an answer that swaps to a card is slow and wears it."
-            if small
-            else "--memory auto counts it.",
-            f"Give --memory {max(0, int(AUTO_SHARE * machine.available_bytes / 1e6))}MB, what is free without it."
-            if small
-            else "",
+            "--memory auto counts it, and an answer that swaps to a card is slow and wears it.",
+            f"Give --memory {without}MB, which is free without it.",
         )
+    elif on_disk:
+        found = f"{megabytes(machine.swap_bytes)} in {', '.join(on_disk)}"
+        yield Finding("memory.swap", FINE, found, "--memory auto counts it.")
     else:
         yield Finding(
             "memory.swap", FINE, f"{megabytes(machine.swap_bytes)} in {', '.join(machine.swaps) or 'swap'}"
@@ -103,7 +103,7 @@ def _disk(machine: Machine) -> Iterator[Finding]:
             PROBLEM,
             found,
             f"The runtime alone takes {megabytes(_RUNTIME_BYTES)} while it is copied.",
-            "Free some (sudo apt clean; sudo journalctl --vacuum-size=20M), or name another place with --prefix.",
+            "Free some (sudo apt clean; sudo journalctl --vacuum-size=20M), or name a place: --prefix PATH.",
         )
     elif machine.free_bytes < _ROOM_BYTES:
         yield Finding(
