@@ -19,6 +19,7 @@ _STYLES = {FINE: "green", WARNING: "bold yellow", PROBLEM: "bold red"}
 # Short names of what follows from a CPU, by the kernel's names.
 _FEATURES = {
     "aarch64": {LSE_ATOMICS: "LSE", DOT_PRODUCT: "dot product", "fphp": "fp16", "i8mm": "i8mm"},
+    "armv7l": {"neon": "NEON"},
     "x86_64": {"avx2": "AVX2", "avx_vnni": "AVX-VNNI", "avx512_vnni": "AVX-512 VNNI"},
 }
 
@@ -120,5 +121,5 @@ def _features(machine: Machine) -> str:
         return "not told"
     having = [title for name, title in known.items() if name in machine.cpu_names]
     missing = [title for name, title in known.items() if name not in machine.cpu_names]
-    lacks = f"no {', '.join(missing)}" if missing and machine.machine == "aarch64" else ""
+    lacks = ", ".join(f"no {title}" for title in missing) if machine.machine == "aarch64" else ""
     return "; ".join(filter(None, (", ".join(having), lacks))) or "none of note"

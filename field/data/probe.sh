@@ -48,11 +48,12 @@ section boot; cat /proc/sys/kernel/random/boot_id; cat /proc/uptime
 section time; date +%s
 section synchronized
 if has timedatectl && has timeout; then timeout 5 timedatectl show -p NTPSynchronized --value; fi
-section os; cat /etc/os-release
+section os
 if has getprop; then
   echo "PRETTY_NAME=\"Android $(getprop ro.build.version.release)\""; echo "ANDROID_API=$(getprop ro.build.version.sdk)"
   echo "ANDROID_SOC=$(getprop ro.soc.model)"; echo "ANDROID_ABI=$(getprop ro.product.cpu.abi)"
 fi
+cat /etc/os-release
 section libc
 if has getconf && getconf GNU_LIBC_VERSION; then :; else
   has ldd && ldd --version 2>&1 | head -n 2

@@ -87,7 +87,7 @@ def _temperature(machine: Machine) -> Iterator[Finding]:
             "board.temperature",
             WARNING,
             f"{told[zone]:.0f} °C ({zone})",
-            "A Raspberry Pi slows down from 80 °C on.",
+            "A Raspberry Pi slows down from 80 °C on; other boards have limits of their own.",
             "Give it a heat sink or a fan.",
         )
     else:
@@ -100,7 +100,7 @@ def _governor(machine: Machine) -> Iterator[Finding]:
         return
     most = max(f.most_mhz for f in machine.frequencies)
     found = f"{', '.join(governors)}, up to {most:,.0f} MHz"
-    if governors.keys() & set(_WAITING):
+    if governors.keys() & set(_WAITING) and not machine.is_android:
         # On x86-64 the drivers of Intel and AMD call their own, which follows the load, powersave.
         slow = "powersave" in governors and machine.machine != "x86_64"
         yield Finding(
@@ -117,7 +117,11 @@ def _governor(machine: Machine) -> Iterator[Finding]:
 
 
 def _clock(machine: Machine) -> Iterator[Finding]:
-    remedy = "sudo timedatectl set-ntp true, and let it reach a time server; or sudo date -s '...'."
+    remedy = "sudo timedatectl set-ntp true, and let it reach a time server."
+    if machine.is_android:
+        remedy = "Settings, System, Date & time: set the time automatically."
+    elif "systemctl" not in machine.tools:
+        remedy = "Start a time client there (ntpd, chronyd), and let it reach a server."
     shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(min(max(0.0, machine.time_s), 4e9)))
     if machine.time_s < _FIRST_SENSIBLE_S:
         yield Finding(

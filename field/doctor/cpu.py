@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from delegates.cpu import DOT_PRODUCT, LSE_ATOMICS, gpu_library_loads_here
+from delegates.cpu import DOT_PRODUCT, gpu_library_loads_here
 from field.doctor.finding import FINE, PROBLEM, WARNING, Finding
 from field.doctor.wheels import RUNTIMES
 from field.machine import Machine
@@ -79,8 +79,7 @@ def _features(machine: Machine) -> Iterator[Finding]:
 
 def _arm(machine: Machine) -> Iterator[Finding]:
     # Seen: FATAL ERROR "compiled with lse enabled", exit 132, with ai-edge-litert 2.1.2 to 2.3.0.
-    lse = LSE_ATOMICS in machine.cpu_names
-    assert lse == gpu_library_loads_here(machine.cpu).loads
+    lse = gpu_library_loads_here(machine.cpu).loads
     yield Finding(
         "cpu.lse",
         FINE,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 FINE, WARNING, PROBLEM = "fine", "warning", "problem"
 # Where neither the device's Python nor its C library will do.
+DEBIAN = ("debian", "raspbian", "ubuntu")  # as os-release has it: there is apt
 OWN_PYTHON = "toolkit package --python own: such a package brings a Python 3.11 and its C library."
 
 

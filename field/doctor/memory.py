@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from field.doctor.finding import FINE, PROBLEM, WARNING, Finding, megabytes
+from field.doctor.finding import DEBIAN, FINE, PROBLEM, WARNING, Finding, megabytes
 from field.machine import Machine
 from rpi_runtime.memory_plan import AUTO_SHARE
 
@@ -65,6 +65,7 @@ def _available(machine: Machine) -> Iterator[Finding]:
 
 
 def _swap(machine: Machine) -> Iterator[Finding]:
+    apt = ": sudo apt install zram-tools" if machine.os_id in DEBIAN else ""
     small = 0 < machine.memory_bytes <= _SMALL_BOARD
     on_disk = [name for name in machine.swaps if "zram" not in name]
     if not machine.swap_bytes:
@@ -73,7 +74,7 @@ def _swap(machine: Machine) -> Iterator[Finding]:
             WARNING if small else FINE,
             "none",
             "When memory runs out the kernel ends a process, and nothing gives way before." if small else "",
-            "Compressed swap in memory helps: sudo apt install zram-tools." if small else "",
+            f"Add compressed swap in memory (zram{apt})." if small else "",
         )
     elif on_disk and small:
         without = int(AUTO_SHARE * machine.available_bytes / 1e6)
@@ -96,6 +97,7 @@ def _swap(machine: Machine) -> Iterator[Finding]:
 def _disk(machine: Machine) -> Iterator[Finding]:
     if not machine.disk_bytes:
         return
+    clean = " (sudo apt clean; sudo journalctl --vacuum-size=20M)" if machine.os_id in DEBIAN else ""
     found = f"{megabytes(machine.free_bytes)} free of {megabytes(machine.disk_bytes)} at {machine.place}"
     if machine.free_bytes < _RUNTIME_BYTES:
         yield Finding(
@@ -103,7 +105,7 @@ def _disk(machine: Machine) -> Iterator[Finding]:
             PROBLEM,
             found,
             f"The runtime alone takes {megabytes(_RUNTIME_BYTES)} while it is copied.",
-            "Free some (sudo apt clean; sudo journalctl --vacuum-size=20M), or name a place: --prefix PATH.",
+            f"Free some{clean}, or name another place with --prefix.",
         )
     elif machine.free_bytes < _ROOM_BYTES:
         yield Finding(

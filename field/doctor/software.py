@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from delegates.cpu import LSE_ATOMICS
-from field.doctor.finding import FINE, OWN_PYTHON, PROBLEM, WARNING, Finding
+from field.doctor.finding import DEBIAN, FINE, OWN_PYTHON, PROBLEM, WARNING, Finding
 from field.doctor.wheels import PACKAGED, RUNTIMES
 from field.machine import Machine, Python
 
 # What `toolkit deploy` and a package's install.sh call.
 _TOOLS = ("tar", "gzip", "sha256sum", "mv", "mkdir", "cp", "rm", "cat")
-_APT = ("debian", "raspbian", "ubuntu")
 
 
 def _system(machine: Machine) -> Iterator[Finding]:
@@ -92,7 +91,7 @@ def _python(machine: Machine) -> Iterator[Finding]:
         return
     python = machine.pythons[0]
     if lacks := _lacks(machine, python):
-        minimal = "missing" in lacks and machine.os_id in _APT
+        minimal = "missing" in lacks and machine.os_id in DEBIAN
         yield Finding(
             "python",
             WARNING,
@@ -176,7 +175,7 @@ def _tflite_runtime(machine: Machine, python: Python, version: str) -> Finding:
     if _numbers(numpy) >= (2, 0):
         return Finding(
             "runtime.tflite",
-            WARNING if machine.runtime_id else PROBLEM,
+            WARNING,
             f"{found}, with NumPy {numpy}",
             "It was built for NumPy 1: Interpreter() raises SystemError.",
             "pip install 'numpy<2', or toolkit deploy, which brings a NumPy that fits.",
@@ -201,7 +200,7 @@ def _tools(machine: Machine) -> Iterator[Finding]:
             f"missing: {', '.join(missing)}",
             "An installation uses them.",
             _install(machine, "coreutils tar gzip")
-            if machine.os_id in _APT
+            if machine.os_id in DEBIAN
             else "Install coreutils, tar and gzip, or a BusyBox with them.",
         )
     else:
@@ -209,7 +208,7 @@ def _tools(machine: Machine) -> Iterator[Finding]:
 
 
 def _install(machine: Machine, packages: str) -> str:
-    return f"sudo apt install {packages}." if machine.os_id in _APT else f"Install {packages}."
+    return f"sudo apt install {packages}." if machine.os_id in DEBIAN else f"Install {packages}."
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ def devices(
     with report.busy(f"asking {report.count(len(listed), 'device')}"):
         answers = call(listed)
     if as_json:
-        report.print_json(answers)
+        report.print_json([{**report.plain(answer), "address": str(answer.address)} for answer in answers])
     else:
         from toolkit.device_view import show_devices
 
