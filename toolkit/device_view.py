@@ -26,7 +26,7 @@ _FEATURES = {
 
 def show_findings(address: Address, machine: Machine, findings: Sequence[Finding]) -> None:
     """What is fine first, so that the rest is what one sees last."""
-    _title(_name(machine), address)
+    _title(machine.model, address)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -39,7 +39,7 @@ def show_findings(address: Address, machine: Machine, findings: Sequence[Finding
                     told.append(f"\n{finding.follows}", "dim")
                 table.add_row(Text(level, _STYLES[level]), finding.check, told)
     report.out.print(table)
-    wrong = [finding for finding in findings if finding.level != FINE]
+    wrong = [finding for level in (WARNING, PROBLEM) for finding in findings if finding.level == level]
     if any(finding.remedy for finding in wrong):
         report.out.print("\nWhat to do", style="bold")
     for finding in wrong:
@@ -64,7 +64,7 @@ def show_devices(answers: Sequence[Answer]) -> None:
             told = answer.error.removeprefix(f"{answer.address}: ")
             report.pairs("", [("not reached", told), *([("remedy", answer.remedy)] if answer.remedy else [])])
         else:
-            _title(_name(answer.machine), answer.address)
+            _title(answer.machine.model, answer.address)
             report.pairs("", _rows(answer, answer.machine))
 
 
@@ -72,10 +72,6 @@ def _title(name: str, address: Address) -> None:
     where = "this machine" if address.kind == LOCAL else str(address)
     title = Text.assemble((where, "bold"), f"  {report.printable(name)}" if name else "")
     report.out.print(title, soft_wrap=True)
-
-
-def _name(machine: Machine) -> str:
-    return machine.model
 
 
 def _rows(answer: Answer, machine: Machine) -> list[tuple[str, object]]:

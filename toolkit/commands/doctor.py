@@ -62,5 +62,5 @@ def _ask(at: Device) -> Machine:
     from field.machine import probe
 
     at.run(":")  # ssh may ask for a password, which a live line would garble
-    with report.busy(f"asking {at.address}"):
+    with report.busy(f"looking at {at.address}"):
         return probe(at)
