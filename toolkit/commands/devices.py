@@ -19,7 +19,7 @@ def devices(
         list[str] | None,
         typer.Argument(
             help="More of them: ssh://user@host[:port], adb://serial.",
-            metavar="[ADDRESS]...",
+            metavar="ADDRESS",
             show_default=False,
         ),
     ] = None,
