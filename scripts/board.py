@@ -11,6 +11,7 @@ root is needed: packages are unpacked into `.cache/emulation`. Emulated times sa
 from __future__ import annotations
 
 import argparse
+import atexit
 import compileall
 import os
 import shutil
@@ -108,6 +109,7 @@ class Board:
         self._work = Path(tempfile.mkdtemp(prefix="board-"))
         self.ssh_config = self._work / "ssh_config"
         self.ssh_config.write_text(client_config(self._work, self.port, self.key, key_pair("board-host-key")))
+        atexit.register(self.close)
         self._machine: Machine | None = None
         try:
             if shared:
@@ -172,6 +174,7 @@ class Board:
             raise Unavailable(f"the board's disk cannot be filled: {done.stderr.strip()}")
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         if self._machine is not None:
             self._machine.close()
         shutil.rmtree(self._work, ignore_errors=True)

@@ -4,15 +4,17 @@
 
 boots it in QEMU and says how to reach it; Ctrl-C turns it off. /system/bin has mksh as `sh` and those tools
 of toybox that Android has (a few are busybox's, and there is no awk, as on older phones); there is no /bin,
-/lib, /tmp or /usr, no GNU tool, no Python and no C library that a program of ours would find. One is the user `shell`, who may write to /data/local/tmp (and /sdcard,
-where nothing can be executed). adbd is a real one (Debian's), and so a shell for whoever can connect to that
-port of 127.0.0.1; the emulated phone reaches nothing outside itself. What it lacks of a phone: bionic,
-SELinux, apps. Nothing is installed on this machine and no root is needed.
+/lib, /tmp or /usr, no GNU tool, no Python and no C library that a program of ours would find. One is the user
+`shell`, who may write to /data/local/tmp (and to /sdcard, where nothing can be executed). adbd is a real one
+(Debian's), and so a shell for whoever can connect to that port of 127.0.0.1; the emulated phone reaches
+nothing outside itself. What it lacks of a phone: bionic, SELinux, apps. Nothing is installed on this machine
+and no root is needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import shutil
 import subprocess
@@ -104,6 +106,7 @@ class Phone:
             "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
             "ANDROID_ADB_SERVER_PORT": str(self.server_port),
         }
+        atexit.register(self.close)
         self._machine: Machine | None = None
         self._server: subprocess.Popen[bytes] | None = None
         try:
@@ -155,6 +158,7 @@ class Phone:
         self._machine.resume()
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         if self._server is not None:
             self._server.kill()
             self._server.wait()
@@ -202,10 +206,10 @@ def _adb_in(work: Path, adb: Path) -> Path:
     loader = adb / "lib64/ld-linux-x86-64.so.2"
     folder = work / "bin"
     folder.mkdir()
-    (folder / "adb").write_text(
-        f"#!/bin/sh\nHOME='{work}' exec '{loader}' --argv0 adb --library-path '{':'.join(map(str, libraries))}' "
-        f"'{adb}/usr/lib/android-sdk/platform-tools/adb' \"$@\"\n"
-    )
+    found = ":".join(map(str, libraries))
+    program = adb / "usr/lib/android-sdk/platform-tools/adb"
+    run = f"exec '{loader}' --argv0 adb --library-path '{found}' '{program}' \"$@\""
+    (folder / "adb").write_text(f"#!/bin/sh\nHOME='{work}' {run}\n")
     (folder / "adb").chmod(0o755)
     return folder
 

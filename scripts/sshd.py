@@ -7,6 +7,7 @@ and this machine's programs. Nothing is installed and no root is needed: the ser
 
 from __future__ import annotations
 
+import atexit
 import grp
 import os
 import pwd
@@ -64,6 +65,7 @@ class Sshd:
         settings = {"port": self.port, "host_key": host_key, "authorized": self.authorized_keys, "user": user}
         (self._work / "sshd_config").write_text(_CONFIG.format(**settings, mark=_MARK, work=self._work))
         self._process = self._start(root, user, shell)
+        atexit.register(self.close)
         try:
             self._wait()
         except BaseException:
@@ -113,6 +115,7 @@ class Sshd:
                 os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
+        atexit.unregister(self.close)
         self.cut_connections()
         self._process.kill()
         self._process.wait()
