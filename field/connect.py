@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+from contextlib import suppress
+
 from field.adb import AdbDevice
 from field.address import ADB, LOCAL, Address, parse_address
 from field.device import Device, DeviceLost
@@ -11,8 +16,14 @@ from field.ssh import SshDevice
 class LocalDevice(Device):
     """This machine itself."""
 
+    own_session = True
+
     def command(self, script: str) -> list[str]:
         return ["/bin/sh", "-c", script]
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        with suppress(ProcessLookupError):  # with all that it started
+            os.killpg(process.pid, signal.SIGKILL)
 
     def lost(self, told: str) -> DeviceLost:
         return DeviceLost(f"local: {told.strip() or 'the process was killed'}", "Try again.")

@@ -23,6 +23,8 @@ from field.address import Address
 from rpi_runtime.errors import ResourceError
 
 CHUNK_BYTES = 1 << 18
+# Of one script: adb takes 64 KB, Linux 128 KB as one argument. More goes to a program's stdin.
+SCRIPT_BYTES = 60_000
 # A session that is cut looks like any other end: so what was run says its exit code last.
 _END = b"\n\x1e"
 _END_BYTES = 8  # at most: the mark, three digits, a line's end
@@ -59,7 +61,9 @@ def quote(value: str | PurePosixPath) -> str:
 
 
 class Device(ABC):
-    """Ends in `close`, or with its `with`. One thread at a time, but for `close`."""
+    """Ends in `close`, or with its `with`. One thread at a time, but for `close` and `drop`."""
+
+    own_session = False  # whether what is started shares no terminal with us, as passwords need one
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -73,13 +77,29 @@ class Device(ABC):
     def lost(self, told: str) -> DeviceLost:
         """What is wrong when a program of `command` ended before its script did; `told` is its stderr."""
 
+    def drop(self) -> None:  # noqa: B027
+        """Ends the connection at once, from any thread; what runs over it is lost. The next command makes a
+        new one."""
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """Ends what `start` gave, before its time."""
+        process.kill()
+
     def close(self) -> None:  # noqa: B027
         """Ends the connection; nothing is left running on either side."""
 
     def start(self, script: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Starts `script` with pipes for stdout and stderr. Ctrl-C does not reach it: its starter ends it."""
+        if len(script.encode()) > SCRIPT_BYTES:
+            raise ValueError(f"a script of {len(script.encode())} bytes is more than a command may have")
         shielded = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", *self.command(script)]
-        return subprocess.Popen(shielded, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            shielded,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=self.own_session,
+        )
 
     def run(
         self,
@@ -107,19 +127,25 @@ class Device(ABC):
         timeout: float | None = None,
     ) -> Done:
         """As `run`, for output of any length: `on_out` has it as it comes. `timeout`, in seconds, is that of
-        a device that says nothing at all; it counts as lost."""
+        a device that says nothing at all and takes nothing; it counts as lost."""
         process = self.start(f"(\n{script}\n); printf '\\n\\036%d\\n' \"$?\"", stdin=subprocess.PIPE)
         assert process.stdin
         assert process.stdout
         assert process.stderr
         err = bytearray()
-        pieces = iter([stdin]) if isinstance(stdin, bytes) else stdin
+        pieces = _cut(stdin) if isinstance(stdin, bytes) else stdin
         reader = threading.Thread(target=_drain, args=(process.stderr, err), daemon=True)
-        watch = _Watch(process, timeout)
+
+        def give_up() -> None:
+            self.end(process)
+            self.drop()
+
+        watch = _Watch(timeout, give_up)
         writer = _Feeder(pieces, process.stdin, watch.seen)
         reader.start()
         writer.start()
         held = b""
+        patience_s = 0.2  # with pipes that something else may still hold
         try:
             while piece := process.stdout.read1(CHUNK_BYTES):  # type: ignore[attr-defined]
                 watch.seen()
@@ -127,20 +153,24 @@ class Device(ABC):
                 if len(held) > _END_BYTES:
                     on_out(held[:-_END_BYTES])
                     held = held[-_END_BYTES:]
+            patience_s = 5
         except BaseException:
-            process.kill()
+            self.end(process)
             raise
         finally:
             watch.stop()
             process.stdout.close()
             process.wait()
-            reader.join(timeout=5)
-            writer.join(timeout=5)
+            reader.join(patience_s)
+            writer.join(patience_s)
         rest, mark, code = held.rpartition(_END)
         if not mark or not code.strip().isdigit():
             if writer.error is not None:
                 raise writer.error
-            raise self.lost("it says nothing any more" if watch.fired else err.decode(errors="replace"))
+            lost = self.lost(err.decode(errors="replace"))
+            if watch.fired:
+                raise DeviceLost(f"{self.address}: it says nothing for {timeout:.0f} s", lost.remedy)
+            raise lost
         if rest:
             on_out(rest)
         if writer.error is not None and not isinstance(writer.error, BrokenPipeError):
@@ -180,11 +210,11 @@ class _Feeder(threading.Thread):
 
 
 class _Watch:
-    """Kills `process` when nothing is seen of it for so long."""
+    """Calls `on_silence`, in a thread of its own, when nothing is seen for so long."""
 
-    def __init__(self, process: subprocess.Popen[bytes], seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, on_silence: Callable[[], object]) -> None:
         self.fired = False
-        self._process = process
+        self._on_silence = on_silence
         self._last = time.monotonic()
         self._over = threading.Event()
         if seconds is not None:
@@ -200,8 +230,13 @@ class _Watch:
         while not self._over.wait(min(1.0, seconds / 4)):
             if time.monotonic() - self._last > seconds:
                 self.fired = True
-                self._process.kill()
+                self._on_silence()
                 return
+
+
+def _cut(data: bytes) -> Iterator[bytes]:
+    """In pieces, each of which shows that the device still takes something."""
+    return (data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
 
 
 def _drain(stream: IO[bytes], into: bytearray) -> None:

@@ -19,15 +19,17 @@ from rpi_runtime.errors import ResourceError
 
 # A connection that carries nothing is asked every so many seconds, and given up after as many questions.
 _ALIVE = ("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=4")
+_HANDSHAKE_SECONDS = 30  # on a small board that is busy
 _REMEDIES = {
     "Host key verification failed": "Connect once by hand (ssh {where}) and compare its key; if the board "
-    "was flashed anew: ssh-keygen -R {host}.",
+    "was flashed anew: ssh-keygen -R '{known}'.",
     "Permission denied": "Copy your key there: ssh-copy-id {where}.",
     "Could not resolve": "Check the name, or give the board's address.",
     "Connection refused": "Is ssh enabled there? On a Raspberry Pi: sudo raspi-config, Interface Options.",
     "timed out": "Is the board on, and in this network?",
     "No route to host": "Is the board on, and in this network?",
 }
+# How it begins what it says about a connection that it had.
 _SAID_BY_SSH = (
     "ssh: ",
     "Connection ",
@@ -47,6 +49,8 @@ class SshDevice(Device):
             raise ResourceError("ssh is not installed here", "Install OpenSSH's client.")
         # Short: a socket's path has at most 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="hv-ssh-"))
+        self._told = self._folder / "told"
+        self._ask, self._connect_seconds = ask, connect_seconds
         options = [f"ConnectTimeout={connect_seconds}", *(() if ask else ("BatchMode=yes",))]
         self._options = ["-S", str(self._folder / "s"), *(part for o in options for part in ("-o", o))]
         self._options += ["-l", address.user] if address.user else []
@@ -57,25 +61,28 @@ class SshDevice(Device):
         if self._master is None or self._master.poll() is not None:
             self._connect()
         # A login shell may be any; it hands the script to sh.
-        return ["ssh", *self._options, "-T", "--", self.address.host, f"exec sh -c {quote(script)}"]
+        one = ("-o", "ControlMaster=no", "-o", "RemoteCommand=none")  # whatever the user's configuration has
+        return ["ssh", *self._options, *one, "-T", "--", self.address.host, f"exec sh -c {quote(script)}"]
 
     def lost(self, told: str) -> DeviceLost:
+        ended = self._last_words()
         # What a program there said last is no reason.
-        lines = [line.strip() for line in told.strip().splitlines()]
-        reasons = [line for line in lines if any(mark in line for mark in (*_REMEDIES, *_SAID_BY_SSH))]
+        lines = [line.strip() for line in (told if ended is None else ended).splitlines()]
+        reasons = [line for line in lines if ended is not None or line.startswith(_SAID_BY_SSH)]
         why = next((line for line in reasons if any(mark in line for mark in _REMEDIES)), "")
-        why = why or (reasons[-1] if reasons else "the connection was lost")
+        why = why or next((line for line in reversed(reasons) if line), "the connection was lost")
         remedy = next(
             (text for mark, text in _REMEDIES.items() if mark in why),
             "Check the connection; the same command goes on from there.",
         )
-        where = f"{self.address.user}@{self.address.host}" if self.address.user else self.address.host
-        if self.address.port:
-            where = f"-p {self.address.port} {where}"
-        return DeviceLost(
-            f"{self.address}: {why}",
-            remedy.format(where=where, host=self.address.host),
-        )
+        user, host, port = self.address.user, self.address.host, self.address.port
+        where = f"-p {port} " * bool(port) + f"{user}@" * bool(user) + host
+        known = f"[{host}]:{port}" if port not in (None, 22) else host
+        return DeviceLost(f"{self.address}: {why}", remedy.format(where=where, known=known))
+
+    def drop(self) -> None:
+        if self._master is not None:
+            self._master.kill()
 
     def close(self) -> None:
         if self._master is not None and self._master.poll() is None:
@@ -91,21 +98,35 @@ class SshDevice(Device):
         self._folder.mkdir(mode=0o700, exist_ok=True)
         socket = self._folder / "s"
         socket.unlink(missing_ok=True)
-        told = self._folder / "told"
         # Ctrl-C reaches ssh, too, while it asks for a password, and later only us.
-        master = ["ssh", *self._options, *_ALIVE, "-M", "-N", "-T", "--", self.address.host]
-        with told.open("wb") as log:
+        stays = ("-o", "ControlPersist=no", "-o", "RemoteCommand=none")
+        master = ["ssh", *self._options, *_ALIVE, *stays, "-M", "-N", "-T", "--", self.address.host]
+        with self._told.open("wb") as log:
             self._master = subprocess.Popen(
                 ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", *master],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
             )
+        # Who is asked may take their time; a device that vanishes right now would never be given up.
+        end = None if self._ask else time.monotonic() + self._connect_seconds + _HANDSHAKE_SECONDS
         try:
             while not socket.exists():
                 if self._master.poll() is not None:
-                    raise self.lost(told.read_text(errors="replace"))
+                    raise self.lost("")
+                if end is not None and time.monotonic() > end:
+                    self.drop()
+                    raise self.lost("")
                 time.sleep(0.02)
         except KeyboardInterrupt:
             self.close()
             raise
+
+    def _last_words(self) -> str | None:
+        """What the connection's ssh said, if it has ended."""
+        if self._master is None:
+            return None
+        with suppress(subprocess.TimeoutExpired):  # it may be about to
+            self._master.wait(timeout=1)
+            return self._told.read_text(errors="replace")
+        return None
