@@ -6,11 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from field.package.launchers import current_launcher
 
 from field.connect import connect
 from field.device import DeviceError
 from field.installed import Installed, Release, read_installed, roll_back, switch
+from field.package.launchers import current_launcher
 from field.platforms import PLATFORMS
 
 OLD, NEW = Release("r1", "b1", "panels"), Release("r2", "b2", "it's $(new)\nname")

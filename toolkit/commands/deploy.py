@@ -70,6 +70,7 @@ def deploy(
         raise UsageError("deploy takes a bundle, or --rollback", "Give one of the two.")
     from field.connect import connect
     from field.deploy import deploy as bring
+    from field.known_devices import remember
     from field.machine import probe
 
     with connect(device) as there:
@@ -88,6 +89,7 @@ def deploy(
             done = bring(
                 there, machine, opened, python=python, prefix=prefix, on_step=bar.step, on_bytes=bar.advance
             )
+        remember(there.address)
     if as_json:
         report.print_json({**report.plain(done), "memory_budget": budget})
     else:
