@@ -49,6 +49,8 @@ def why_not(machine: Machine, platform: Platform, python: Python) -> str:
         return f"it has no {', '.join(python.missing)}"
     if machine.libc != "glibc":
         return f"the C library is {machine.libc or 'unknown'}, and wheels need glibc"
+    if not machine.library("libstdc++.so.6"):
+        return "libstdc++.so.6 is missing"
     least = least_glibc(wheels)
     has = tuple(int(part) for part in machine.libc_version.split(".")[:2] if part.isdigit())
     if has < least:

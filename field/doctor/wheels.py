@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from field.package.lock import wheels_for
+from field.platforms import PLATFORMS, PYTHONS
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -23,5 +26,11 @@ RUNTIMES = {
     "x86_64": _LITERT,
     "armv7l": Runtime("tflite-runtime", "2.14.0", ("3.8", "3.9", "3.10", "3.11"), (2, 34)),
 }
-# `toolkit package` locks the wheels of these; on 32 bits, where NumPy has none, it brings its own Python.
-PACKAGED = {"aarch64": ("3.11", "3.12", "3.13"), "x86_64": ("3.11", "3.12", "3.13"), "armv7l": ()}
+# Pythons of a device that `toolkit package` and `toolkit deploy` use; on 32 bits they bring their own.
+PACKAGED = {
+    platform.machine: tuple(
+        python for python in PYTHONS if python in platform.pythons and wheels_for(platform.machine, python)
+    )
+    for platform in PLATFORMS.values()
+    if not platform.android
+}
