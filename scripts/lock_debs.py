@@ -20,8 +20,8 @@ LOCK = ROOT / "field/data/debs.lock"
 ARCHIVE, SUITE = "https://deb.debian.org/debian", "bookworm"
 LOADERS = {"arm64": "ld-linux-aarch64.so.1", "armhf": "ld-linux-armhf.so.3", "amd64": "ld-linux-x86-64.so.2"}
 # Packages of Python, and per package of libraries those that are taken: what Python, NumPy, Pillow,
-# tokenizers and the runtime name as NEEDED, and nothing else. OpenSSL's libcrypto is for hashlib: with it a bundle is
-# checked several times as fast as with Python's own SHA-256.
+# tokenizers and the runtime name as NEEDED, and nothing else. OpenSSL's libcrypto is for hashlib, whose
+# own SHA-256 is slower.
 PYTHON = ("python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib")
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "libc6": ("libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1"),

@@ -1,10 +1,10 @@
 """Writes field/data/wheels.lock: which wheels a package holds for each machine and Python, with their hashes.
 
 `python scripts/lock_wheels.py` asks pip for the versions below, for every pair of machine and Python, and
-takes down what came. Run it after a change of a version here; the versions of pyproject.toml are ranges, these are
-what was tried on the boards. What no command of a device imports is left out, whatever a wheel's metadata
-says: tokenizers' huggingface-hub, ai-edge-litert's flatbuffers, protobuf, tqdm and backports.strenum, Rich's
-Pygments and markdown-it-py.
+takes down what came. Run it after a change of a version here; the versions of pyproject.toml are ranges,
+these are what was tried on the boards. What no command of a device imports is left out, whatever a wheel's
+metadata says: tokenizers' huggingface-hub, ai-edge-litert's flatbuffers, protobuf, tqdm and
+backports.strenum, Rich's Pygments and markdown-it-py.
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ _GZIP_LEVEL = 6
 
 
 def files_of(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Relative paths and files, sorted by path; a folder that is not there is empty. Bytecode that Python left
-    is passed over."""
+    """Relative paths and files, sorted by path. Bytecode is passed over."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != "__pycache__"]
