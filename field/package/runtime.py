@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,6 +27,7 @@ from field.platforms import OWN, OWN_PYTHON, Platform
 
 RUNTIME_FILE = "runtime.json"
 _ID_DIGITS = 16
+_KEPT, _KEPT_SECONDS = 8, 86400
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def build_runtime(
         tree.finish()
         made = _placed(tree.folder, known.parent)
     _write(known, json.dumps({"id": made.name, "parts": tree.bytes_by_part}))
+    _forget_old(known.parent)
     return Runtime(made, made.name, platform, python, gpu, glibc, tree.bytes_by_part)
 
 
@@ -161,8 +164,35 @@ def _known(note: Path, platform: Platform, python: str, gpu: bool) -> Runtime | 
         parts = {str(part): int(size) for part, size in held["parts"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    os.utime(note)  # `_forget_old` goes by it
     glibc = (0, 0) if python == OWN else least_glibc(wheels_of(platform, python))
     return Runtime(folder, folder.name, platform, python, gpu, glibc, parts)
+
+
+def _forget_old(runtimes: Path) -> None:
+    """Removes runtimes that were not used for a while, but for the last few: with its archive, each takes
+    150 MB."""
+    oldest = time.time() - _KEPT_SECONDS
+
+    def last_used(path: Path) -> float:
+        return path.stat().st_mtime
+
+    with suppress(
+        OSError, ValueError, KeyError
+    ):  # another process does the same; the next call mends the rest
+        notes = sorted(runtimes.glob("*.json"), key=last_used, reverse=True)
+        for note in [note for note in notes[_KEPT:] if last_used(note) < oldest]:
+            note.unlink()
+        ids = {json.loads(note.read_text())["id"] for note in runtimes.glob("*.json")}
+        for found in [
+            path for path in runtimes.iterdir() if path.suffix != ".json" and last_used(path) < oldest
+        ]:
+            if found.name.partition(".")[0] in ids:
+                continue
+            if found.is_dir():
+                shutil.rmtree(found)
+            else:
+                found.unlink()
 
 
 def _placed(tree: Path, runtimes: Path) -> Path:
