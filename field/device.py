@@ -8,6 +8,7 @@ Linux and Android has. Scripts are text for `sh`; whatever is put into one goes 
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import subprocess
 import threading
@@ -90,8 +91,8 @@ class Device(ABC):
 
     def start(self, script: str, stdin: int | IO[bytes] = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """Starts `script` with pipes for stdout and stderr. Ctrl-C does not reach it: its starter ends it."""
-        if len(script.encode()) > SCRIPT_BYTES:
-            raise ValueError(f"a script of {len(script.encode())} bytes is more than a command may have")
+        if len(os.fsencode(script)) > SCRIPT_BYTES:
+            raise ValueError(f"a script of {len(os.fsencode(script))} bytes is more than a command may have")
         shielded = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", *self.command(script)]
         return subprocess.Popen(
             shielded,

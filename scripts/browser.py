@@ -44,7 +44,7 @@ _FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 """
 # Those of this machine are used, together with its loader.
 _C_LIBRARY = re.compile(r"(ld-linux|lib(c|m|mvec|dl|pthread|rt|resolv|util))[-.].*|libnss_.*")
-_AT_HOME = ("file:", "data:", "blob:", "about:")
+_AT_HOME = ("file:///", "data:", "blob:", "about:")
 _SETTLED = """document.fonts.ready.then(() => new Promise(done =>
     requestAnimationFrame(() => requestAnimationFrame(() => done(true)))))"""
 # Elements that reach beyond the sides of the window, unless they lie in something that scrolls.
