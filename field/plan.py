@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from rpi_runtime.errors import ResourceError
 
 SUITE_FILE, RECORDS_FILE, PICTURES = "suite.json", "records.jsonl", "pictures"
+INTERRUPTED = 130  # exit code of a runner that was stopped: 128 and the number of SIGINT
 FORMAT = 1  # of that file and of the records
 
 

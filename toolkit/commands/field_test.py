@@ -1,0 +1,111 @@
+"""`toolkit field-test`: a suite of questions on real devices, with all that happens to them meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rpi_runtime.errors import CheckFailed, ResourceError
+from toolkit import report
+from toolkit.commands import options as opt
+
+if TYPE_CHECKING:
+    from field.fieldtest import FieldTest
+    from field.outcomes import DeviceOutcome
+
+REPORT_FILE = "report.html"
+
+
+def field_test(
+    suite: Annotated[
+        Path, typer.Argument(metavar="SUITE.yaml", help="What to ask, and how.", show_default=False)
+    ],
+    device: Annotated[
+        list[str],
+        typer.Option(
+            "--device",
+            help="ssh://user@host[:port], adb://[serial] or local; repeatable.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder for records and report.", show_default="field-<suite>"),
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="What --device local asks; others ask what was deployed.", show_default=False),
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Results of an earlier field test, for the report.", show_default=False),
+    ] = None,
+    patience: Annotated[str, typer.Option(help="How long a device may be lost.")] = "30m",
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Exit with 1 if the first variant's exact match is lower on any device.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: opt.Json = False,
+) -> None:
+    """Ask the questions of a suite on one or several devices; record answers, times, memory and heat.
+
+    The records of each device, and a report of all in one HTML file, are in the folder of -o. A device that
+    is lost or starts anew goes on where it was. The same command goes on where it was stopped.
+    """
+    from field.address import parse_address
+    from field.fieldtest import FieldTest
+    from field.report import write_report
+    from field.store import Results
+    from field.suite import read_suite
+    from field.suite_file import parse_duration
+    from toolkit.field_view import DevicesBar, print_outcomes
+
+    addresses = [parse_address(text) for text in device]
+    patience_s = parse_duration(patience)
+    if compare is not None:
+        Results.read(compare)
+    found = read_suite(suite)
+    results = Results.open(output or Path(f"field-{found.plan.name}"), found)
+    test = FieldTest(results, addresses, bundle=bundle, patience_s=patience_s)
+    with DevicesBar(results.plan, {one.address: len(one.results.history.finished) for one in test.devices}) as bar:
+        for one in test.devices:
+            one.on_record = bar
+            if one.results.history.answers:
+                count = report.count(one.results.history.answers, "answer")
+                report.note(f"{one.address}: {count} of an earlier run {'are' if count[0:2] != '1 ' else 'is'} kept")
+        try:
+            test.start()
+            test.wait()
+        except KeyboardInterrupt:
+            _stop(test)
+            _say_how_to_go_on(test, results.folder)
+            raise report.Stopped from None
+    outcomes = [(str(one.address), one.outcome()) for one in test.devices]
+    target = results.folder / REPORT_FILE
+    write_report(results.folder, target, compare)
+    if as_json:
+        report.print_json(_summary(test, outcomes, target))
+    else:
+        print_outcomes(outcomes)
+        report.note(f"Report: {target}")
+    _judge(test, outcomes, min_accuracy)
+
+
+def _stop(test: FieldTest) -> None:
+    report.note("Stopping the devices ...")
+    test.stop()
+    test.wait()
+
+
+def _say_how_to_go_on(test: FieldTest, folder: Path) -> None:
+    for one in test.devices:
+        count = report.count(one.results.history.answers, "answer")
+        report.note(f"{one.address}: {count} are kept in {one.results.folder}")
+    report.note("The same command goes on from there.")
