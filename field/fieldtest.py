@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,7 @@ from field import records
 from field.address import Address
 from field.connect import connect
 from field.device import Device, DeviceError, DeviceLost, quote
+from field.outcomes import DeviceOutcome, outcome_of
 from field.place import Place, clean_up, find_place, prepare
 from field.plan import INTERRUPTED, PICTURES
 from field.records import Record
@@ -49,7 +51,6 @@ class FieldTest:
         *,
         bundle: Path | None = None,
         patience_s: float = 1800.0,
-        on_record: Callable[[Address, Record], None] = lambda address, record: None,
         connect: Connect = connect,
     ) -> None:
         """`bundle` is what `local` asks. Raises `UsageError` for a device that is named twice."""
@@ -59,12 +60,13 @@ class FieldTest:
                 raise UsageError(f"the device {name} is named twice", "Name each once.")
         self._stop = threading.Event()
         self.devices = [
-            DeviceTest(results, address, bundle, patience_s, on_record, connect, self._stop)
-            for address in addresses
+            DeviceTest(results, address, bundle, patience_s, connect, self._stop) for address in addresses
         ]
 
-    def start(self) -> None:
+    def start(self, on_record: Callable[[Address, Record], None] = lambda address, record: None) -> None:
+        """`on_record` hears of each record, from several threads."""
         for device in self.devices:
+            device.results.on_record = partial(on_record, device.address)
             device.start()
 
     def stop(self) -> None:
@@ -90,14 +92,12 @@ class DeviceTest(threading.Thread):
         address: Address,
         bundle: Path | None,
         patience_s: float,
-        on_record: Callable[[Address, Record], None],
         connect: Connect,
         stop: threading.Event,
     ) -> None:
         super().__init__(name=str(address), daemon=True)
         self.address = address
         self.results = results.device(address)
-        self.results.on_record = lambda record: on_record(address, record)
         self.error: EdgeError | None = None  # why it is not done
         self.was_reached = False  # now, or in an earlier run
         self.bug: BaseException | None = None
@@ -109,6 +109,9 @@ class DeviceTest(threading.Thread):
     @property
     def is_done(self) -> bool:
         return self.results.history.is_done and not self.results.missing_pictures()
+
+    def outcome(self) -> DeviceOutcome:
+        return outcome_of(self._plan, self.results.read())
 
     def run(self) -> None:
         try:

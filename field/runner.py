@@ -27,7 +27,7 @@ from typing import IO, Any
 from field import records, workers
 from field.held import hold
 from field.history import History
-from field.plan import PICTURES, RECORDS_FILE, SUITE_FILE, Case, Order, Variant, read_order
+from field.plan import INTERRUPTED, PICTURES, RECORDS_FILE, SUITE_FILE, Case, Order, Variant, read_order
 from field.records import Log, Sender
 from field.sources import POLL_S, CameraSource, FolderSource, LivePicture, NoShot, Source
 from field.telemetry import Sensors
@@ -36,7 +36,6 @@ from rpi_runtime.errors import EdgeError, ExitCode, ResourceError
 from vqa.scoring import exact_match, numeric_match
 
 TRIES = 3  # of a case that kills the process, or takes the device down; of a camera
-INTERRUPTED = 130
 _MANIFEST_FILE = "manifest.json"
 _OPEN_TIMEOUT_S = 1800.0  # a phone's driver compiles for minutes, and a card reads slowly
 
@@ -286,7 +285,7 @@ class _Runner:
                 # One that cannot even be opened is given up with all of its cases.
                 of = (variant.name, case.id if is_open else "")
                 self._error(*of, number, str(died), _GIVEN_UP, fatal=again == TRIES, **named)
-                self._event(records.RESTART, f"{variant.name}: {died}")
+                self._add(records.EVENT, what=records.RESTART, text=str(died), variant=variant.name)
             except Refused as error:
                 of = (variant.name, case.id if is_open else "")
                 self._error(*of, number, error.message, error.remedy, fatal=True, **named)

@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -113,6 +113,9 @@ class DeviceResults:
         }  # fmt: skip
         self._append(records.line_of(record))
         self.on_record(record)
+
+    def read(self) -> Iterator[Record]:
+        return records.read_records(self._path)
 
     def of_device(self) -> bytes:
         """The device's records as they should lie there."""

@@ -26,6 +26,7 @@ from toolkit.commands.deploy import deploy
 from toolkit.commands.devices import devices
 from toolkit.commands.doctor import doctor
 from toolkit.commands.eval import evaluate
+from toolkit.commands.field_test import field_test
 from toolkit.commands.inspect import inspect
 from toolkit.commands.package import package
 from toolkit.commands.plan import plan
@@ -69,6 +70,7 @@ for there_too in (inspect, delegates, plan, run, cache):
 app.add_typer(train, name="train")
 app.add_typer(data, name="data")
 app.command(name="eval", cls=RunsThere)(evaluate)
+app.command(name="field-test")(field_test)
 
 
 def main() -> None:

@@ -135,7 +135,9 @@ def print_outcomes(devices: Sequence[tuple[str, DeviceOutcome]]) -> None:
         for name, outcome in devices
         for one in outcome.variants
     ]
-    report.table("whole answers: median and 95th percentile", ("device", "variant", *columns), rows, right=columns)
+    report.table(
+        "whole answers: median and 95th percentile", ("device", "variant", *columns), rows, right=columns
+    )
     for name, outcome in devices:
         told = [
             report.count(number, what)

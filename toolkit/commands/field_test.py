@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from field.plan import RECORDS_FILE
 from rpi_runtime.errors import CheckFailed, ResourceError
 from toolkit import report
 from toolkit.commands import options as opt
@@ -59,9 +60,10 @@ def field_test(
     The records of each device, and a report of all in one HTML file, are in the folder of -o. A device that
     is lost or starts anew goes on where it was. The same command goes on where it was stopped.
     """
+    from field.report import write_report
+
     from field.address import parse_address
     from field.fieldtest import FieldTest
-    from field.report import write_report
     from field.store import Results
     from field.suite import read_suite
     from field.suite_file import parse_duration
@@ -74,14 +76,15 @@ def field_test(
     found = read_suite(suite)
     results = Results.open(output or Path(f"field-{found.plan.name}"), found)
     test = FieldTest(results, addresses, bundle=bundle, patience_s=patience_s)
-    with DevicesBar(results.plan, {one.address: len(one.results.history.finished) for one in test.devices}) as bar:
+    with DevicesBar(
+        results.plan, {one.address: len(one.results.history.finished) for one in test.devices}
+    ) as bar:
         for one in test.devices:
-            one.on_record = bar
             if one.results.history.answers:
                 count = report.count(one.results.history.answers, "answer")
-                report.note(f"{one.address}: {count} of an earlier run {'are' if count[0:2] != '1 ' else 'is'} kept")
+                report.note(f"{one.address}: {count} of an earlier run kept")
         try:
-            test.start()
+            test.start(bar)
             test.wait()
         except KeyboardInterrupt:
             _stop(test)
@@ -107,5 +110,44 @@ def _stop(test: FieldTest) -> None:
 def _say_how_to_go_on(test: FieldTest, folder: Path) -> None:
     for one in test.devices:
         count = report.count(one.results.history.answers, "answer")
-        report.note(f"{one.address}: {count} are kept in {one.results.folder}")
+        report.note(f"{one.address}: {count} kept in {one.results.folder}")
     report.note("The same command goes on from there.")
+
+
+def _summary(test: FieldTest, outcomes: list[tuple[str, DeviceOutcome]], target: Path) -> dict[str, Any]:
+    return {
+        "report": str(target),
+        "devices": [
+            {
+                "device": name,
+                "records": str(one.results.folder / RECORDS_FILE),
+                "done": one.is_done,
+                "error": one.error.message if one.error else None,
+                **report.plain(outcome),
+            }
+            for one, (name, outcome) in zip(test.devices, outcomes, strict=True)
+        ],
+    }
+
+
+def _judge(test: FieldTest, outcomes: list[tuple[str, DeviceOutcome]], min_accuracy: float | None) -> None:
+    """Raises what the exit code says: 3 for a device that is not done, 1 for answers that are wrong or
+    missing."""
+    left = [one for one in test.devices if not one.is_done]
+    for one in left:
+        if one.error is not None and one is not left[-1]:
+            report.error(one.error.message, one.error.remedy)
+    if left:
+        raise left[-1].error or ResourceError(f"{left[-1].address}: it is not done", "Run it again.")
+    for name, outcome in outcomes:
+        first = outcome.variants[0]
+        if min_accuracy is not None and first.accuracy is not None and first.accuracy < min_accuracy:
+            raise CheckFailed(
+                f"{name}, {first.variant}: exact match is {first.accuracy:.1%}, below {min_accuracy:.1%}",
+                "The report shows the answers.",
+            )
+    for name, outcome in outcomes:
+        if outcome.errors:
+            raise CheckFailed(
+                f"{name}: {report.count(outcome.errors, 'question')} had no answer", "The report says why."
+            )
