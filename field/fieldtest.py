@@ -76,8 +76,9 @@ class FieldTest:
     def wait(self) -> None:
         """KeyboardInterrupt comes through."""
         for device in self.devices:
-            while device.is_alive():
-                device.join(timeout=0.2)
+            # Not `join`: Python up to 3.12 takes a thread for ended when Ctrl-C interrupts that.
+            while not device.ended.wait(0.2):
+                pass
         for device in self.devices:
             if device.bug is not None:
                 raise device.bug
@@ -101,6 +102,7 @@ class DeviceTest(threading.Thread):
         self.error: EdgeError | None = None  # why it is not done
         self.was_reached = False  # now, or in an earlier run
         self.bug: BaseException | None = None
+        self.ended = threading.Event()
         self._plan, self._pictures, self._run = results.plan, results.pictures(), results.run
         self._bundle, self._patience_s, self._connect = bundle, patience_s, connect
         self._stop_asked = stop
@@ -120,6 +122,8 @@ class DeviceTest(threading.Thread):
             self.error = error
         except BaseException as bug:
             self.bug = bug
+        finally:
+            self.ended.set()
 
     def _test(self) -> None:
         self.was_reached = self.results.history.start is not None
