@@ -1,0 +1,169 @@
+"""Figures beside those of an earlier report of the same devices and variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from field.report.figures import Figures, Spread
+from field.report.runs import DeviceRun, Results
+from field.report.words import NONE, counted, decimal, interval, megabytes, milliseconds, percent
+from vqa.intervals import Share
+
+NO_DIFFERENCE = "no difference shown"
+
+
+@dataclass(frozen=True)
+class Change:
+    figure: str
+    before: str
+    now: str
+    change: str
+    verdict: str  # for shares of right answers
+
+
+@dataclass(frozen=True)
+class Compared:
+    device: str
+    variant: str
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    notes: tuple[str, ...]  # what makes the two less than alike
+    compared: tuple[Compared, ...]
+    alone: tuple[str, ...]  # what only one of the two has
+
+
+Found = Sequence[tuple[DeviceRun, Sequence[Figures]]]
+
+
+def compare(now: Results, found: Found, before: Results, found_before: Found) -> Comparison:
+    """A device is found again by its address; where there was one, and is one, they are compared too."""
+    notes: list[str] = []
+    alone: list[str] = []
+    compared: list[Compared] = []
+    earlier = {device.name: (device, figures) for device, figures in found_before}
+    if len(found) == len(found_before) == 1 and found[0][0].name not in earlier:
+        (device_before, figures_before), name = found_before[0], found[0][0].name
+        notes.append(f"{name} is compared with {device_before.name}: another device.")
+        earlier = {name: (device_before, figures_before)}
+    for device, figures in found:
+        if device.name not in earlier:
+            alone.append(f"{device.name} is new.")
+            continue
+        device_before, figures_before = earlier.pop(device.name)
+        notes += _different(device_before, device)
+        known = {one.variant.name: one for one in figures_before}
+        for one in figures:
+            if (other := known.pop(one.variant.name, None)) is None:
+                alone.append(f"{device.name}: {one.variant.name} is new.")
+            else:
+                changes = _changes(other, one, _answered_otherwise(device_before, device, one.variant.name))
+                compared.append(Compared(device.name, one.variant.name, changes))
+        alone += [f"{device.name}: there is no {name} any more." for name in known]
+    alone += [f"There is no {name} any more." for name in earlier]
+    return Comparison(tuple(notes), tuple(compared), tuple(alone))
+
+
+def _different(before: DeviceRun, now: DeviceRun) -> list[str]:
+    notes = []
+    if before.suite_sha256 != now.suite_sha256:
+        notes.append(f"{now.name}: it was another suite, so what was asked, or how, has changed.")
+    for what, then, today in (
+        ("bundle", before.bundle, now.bundle),
+        ("runtime", before.runtime, now.runtime),
+    ):
+        if then.get("id") != today.get("id"):
+            notes.append(f"{now.name}: it was another {what}, {then.get('id')} and not {today.get('id')}.")
+    if before.machine.get("kernel") != now.machine.get("kernel"):
+        notes.append(f"{now.name}: it was another kernel, {before.machine.get('kernel')}.")
+    return notes
+
+
+def _answered_otherwise(before: DeviceRun, now: DeviceRun, variant: str) -> tuple[int, int]:
+    """Of the questions that both have, about the same picture, how many got another answer; and how many
+    those are. The last answer of each counts."""
+    said, said_before = (
+        {(a.case, a.question, a.image_sha256): a.answer for a in device.answers if a.variant == variant}
+        for device in (now, before)
+    )
+    both = said.keys() & said_before.keys()
+    return sum(said[key] != said_before[key] for key in both), len(both)
+
+
+def _changes(before: Figures, now: Figures, otherwise: tuple[int, int]) -> tuple[Change, ...]:
+    def measured(
+        name: str, read: Callable[[Figures], float | None], told: Callable[[float], str]
+    ) -> Change | None:
+        then, today = read(before), read(now)
+        if then is None and today is None:
+            return None
+        return Change(
+            name,
+            NONE if then is None else told(then),
+            NONE if today is None else told(today),
+            "" if then is None or today is None else _change(then, today, told),
+            "",
+        )
+
+    def of(read: Callable[[Figures], Spread | None], which: str) -> Callable[[Figures], float | None]:
+        return lambda figures: getattr(found, which) if (found := read(figures)) else None
+
+    differ, both = otherwise
+    rows = [
+        _share_change("right, exactly", before.exact, now.exact),
+        _share_change("right, numerically", before.numeric, now.numeric),
+        Change("answered otherwise", "", f"{differ:,} of {counted(both, 'question')}", "", "")
+        if both
+        else None,
+        measured("first token, median", of(lambda f: f.first_token, "median"), milliseconds),
+        measured("first token, 95 %", of(lambda f: f.first_token, "p95"), milliseconds),
+        measured("answer, median", of(lambda f: f.answer, "median"), milliseconds),
+        measured("answer, 95 %", of(lambda f: f.answer, "p95"), milliseconds),
+        measured("decode speed", lambda f: f.decode_tokens_per_s, lambda v: f"{v:,.1f} tokens/s"),
+        measured("visual tokens", lambda f: f.visual_tokens, lambda v: f"{v:,.0f}"),
+        measured("peak memory", lambda f: f.peak_resident_bytes or None, megabytes),
+        measured("hottest", lambda f: f.hottest_c, lambda v: f"{v:.1f} °C"),
+        measured("slowest clock", lambda f: f.slowest_mhz, lambda v: f"{v:,.0f} MHz"),
+        *(
+            measured(f"power, {sensor}", lambda f, s=sensor: _watts(f, s), lambda v: decimal(v, "W", 2))
+            for sensor in sorted({p.sensor for f in (before, now) for p in f.power})
+        ),
+        measured("errors", lambda f: f.errors, lambda v: f"{v:,.0f}"),
+        measured("restarts", lambda f: f.restarts, lambda v: f"{v:,.0f}"),
+    ]
+    return tuple(row for row in rows if row is not None)
+
+
+def _share_change(name: str, before: Share | None, now: Share | None) -> Change | None:
+    if before is None and now is None:
+        return None
+
+    def told(share: Share | None) -> str:
+        return NONE if share is None else f"{percent(share.value)} ({interval(share)})"
+
+    if before is None or now is None:
+        return Change(name, told(before), told(now), "", "")
+    points = 100 * (now.value - before.value)
+    overlap = before.low <= now.high and now.low <= before.high
+    verdict = NO_DIFFERENCE if overlap else "better" if points > 0 else "worse"
+    return Change(name, told(before), told(now), f"{_signed(points, 1)} points", verdict)
+
+
+def _change(before: float, now: float, told: Callable[[float], str]) -> str:
+    if now == before:
+        return "none"
+    sign = "+" if now > before else "−"
+    share = f" ({_signed(100 * (now / before - 1), 0)} %)" if before else ""
+    return f"{sign}{told(abs(now - before))}{share}"
+
+
+def _signed(value: float, digits: int) -> str:
+    written = f"{abs(value):,.{digits}f}"
+    return written if not float(written.replace(",", "")) else f"{'+' if value > 0 else '−'}{written}"
+
+
+def _watts(figures: Figures, sensor: str) -> float | None:
+    return next((p.mean_watts for p in figures.power if p.sensor == sensor), None)
