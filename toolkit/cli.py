@@ -26,6 +26,7 @@ from toolkit.commands.deploy import deploy
 from toolkit.commands.devices import devices
 from toolkit.commands.doctor import doctor
 from toolkit.commands.eval import evaluate
+from toolkit.commands.field_report import field_report
 from toolkit.commands.field_test import field_test
 from toolkit.commands.inspect import inspect
 from toolkit.commands.package import package
@@ -71,6 +72,7 @@ app.add_typer(train, name="train")
 app.add_typer(data, name="data")
 app.command(name="eval", cls=RunsThere)(evaluate)
 app.command(name="field-test")(field_test)
+app.command(name="field-report")(field_report)
 
 
 def main() -> None:

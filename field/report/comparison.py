@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from field.report.figures import Figures, Spread
 from field.report.runs import DeviceRun, Results
-from field.report.words import NONE, counted, decimal, interval, megabytes, milliseconds, percent
+from field.report.words import NONE, interval, megabytes, milliseconds, percent
 from vqa.intervals import Share
 
 NO_DIFFERENCE = "no difference shown"
@@ -17,7 +17,9 @@ NO_DIFFERENCE = "no difference shown"
 class Change:
     figure: str
     before: str
+    before_interval: str
     now: str
+    now_interval: str
     change: str
     verdict: str  # for shares of right answers
 
@@ -95,7 +97,11 @@ def _answered_otherwise(before: DeviceRun, now: DeviceRun, variant: str) -> tupl
 
 def _changes(before: Figures, now: Figures, otherwise: tuple[int, int]) -> tuple[Change, ...]:
     def measured(
-        name: str, read: Callable[[Figures], float | None], told: Callable[[float], str]
+        name: str,
+        read: Callable[[Figures], float | None],
+        told: Callable[[float], str],
+        *,
+        in_percent: bool = True,
     ) -> Change | None:
         then, today = read(before), read(now)
         if then is None and today is None:
@@ -103,8 +109,10 @@ def _changes(before: Figures, now: Figures, otherwise: tuple[int, int]) -> tuple
         return Change(
             name,
             NONE if then is None else told(then),
+            "",
             NONE if today is None else told(today),
-            "" if then is None or today is None else _change(then, today, told),
+            "",
+            "" if then is None or today is None else _change(then, today, told, in_percent),
             "",
         )
 
@@ -112,27 +120,23 @@ def _changes(before: Figures, now: Figures, otherwise: tuple[int, int]) -> tuple
         return lambda figures: getattr(found, which) if (found := read(figures)) else None
 
     differ, both = otherwise
+    sensors = sorted({power.sensor for figures in (before, now) for power in figures.power})
     rows = [
         _share_change("right, exactly", before.exact, now.exact),
         _share_change("right, numerically", before.numeric, now.numeric),
-        Change("answered otherwise", "", f"{differ:,} of {counted(both, 'question')}", "", "")
-        if both
-        else None,
+        Change("answered otherwise", "", "", f"{differ:,} of {both:,}", "", "", "") if both else None,
         measured("first token, median", of(lambda f: f.first_token, "median"), milliseconds),
-        measured("first token, 95 %", of(lambda f: f.first_token, "p95"), milliseconds),
+        measured("first token, 95\N{NO-BREAK SPACE}%", of(lambda f: f.first_token, "p95"), milliseconds),
         measured("answer, median", of(lambda f: f.answer, "median"), milliseconds),
-        measured("answer, 95 %", of(lambda f: f.answer, "p95"), milliseconds),
+        measured("answer, 95\N{NO-BREAK SPACE}%", of(lambda f: f.answer, "p95"), milliseconds),
         measured("decode speed", lambda f: f.decode_tokens_per_s, lambda v: f"{v:,.1f} tokens/s"),
         measured("visual tokens", lambda f: f.visual_tokens, lambda v: f"{v:,.0f}"),
         measured("peak memory", lambda f: f.peak_resident_bytes or None, megabytes),
-        measured("hottest", lambda f: f.hottest_c, lambda v: f"{v:.1f} °C"),
+        measured("hottest", lambda f: f.hottest_c, lambda v: f"{v:.1f} °C", in_percent=False),
         measured("slowest clock", lambda f: f.slowest_mhz, lambda v: f"{v:,.0f} MHz"),
-        *(
-            measured(f"power, {sensor}", lambda f, s=sensor: _watts(f, s), lambda v: decimal(v, "W", 2))
-            for sensor in sorted({p.sensor for f in (before, now) for p in f.power})
-        ),
-        measured("errors", lambda f: f.errors, lambda v: f"{v:,.0f}"),
-        measured("restarts", lambda f: f.restarts, lambda v: f"{v:,.0f}"),
+        *(measured(f"power, {sensor}", _watts(sensor), lambda v: f"{v:.2f} W") for sensor in sensors),
+        measured("errors", lambda f: f.errors, lambda v: f"{v:,.0f}", in_percent=False),
+        measured("restarts", lambda f: f.restarts, lambda v: f"{v:,.0f}", in_percent=False),
     ]
     return tuple(row for row in rows if row is not None)
 
@@ -141,22 +145,29 @@ def _share_change(name: str, before: Share | None, now: Share | None) -> Change 
     if before is None and now is None:
         return None
 
-    def told(share: Share | None) -> str:
-        return NONE if share is None else f"{percent(share.value)} ({interval(share)})"
-
+    told = (
+        percent(before.value if before else None),
+        _interval(before),
+        percent(now.value if now else None),
+        _interval(now),
+    )
     if before is None or now is None:
-        return Change(name, told(before), told(now), "", "")
+        return Change(name, *told, "", "")
     points = 100 * (now.value - before.value)
     overlap = before.low <= now.high and now.low <= before.high
     verdict = NO_DIFFERENCE if overlap else "better" if points > 0 else "worse"
-    return Change(name, told(before), told(now), f"{_signed(points, 1)} points", verdict)
+    return Change(name, *told, f"{_signed(points, 1)} points", verdict)
 
 
-def _change(before: float, now: float, told: Callable[[float], str]) -> str:
-    if now == before:
+def _interval(share: Share | None) -> str:
+    return "" if share is None else interval(share)
+
+
+def _change(before: float, now: float, told: Callable[[float], str], in_percent: bool) -> str:
+    if told(now) == told(before):
         return "none"
     sign = "+" if now > before else "−"
-    share = f" ({_signed(100 * (now / before - 1), 0)} %)" if before else ""
+    share = f" ({_signed(100 * (now / before - 1), 0)}\N{NO-BREAK SPACE}%)" if before and in_percent else ""
     return f"{sign}{told(abs(now - before))}{share}"
 
 
@@ -165,5 +176,5 @@ def _signed(value: float, digits: int) -> str:
     return written if not float(written.replace(",", "")) else f"{'+' if value > 0 else '−'}{written}"
 
 
-def _watts(figures: Figures, sensor: str) -> float | None:
-    return next((p.mean_watts for p in figures.power if p.sensor == sensor), None)
+def _watts(sensor: str) -> Callable[[Figures], float | None]:
+    return lambda figures: next((p.mean_watts for p in figures.power if p.sensor == sensor), None)

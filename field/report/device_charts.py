@@ -95,10 +95,10 @@ def _clock(samples: Sequence[Sample], timeline: Timeline) -> Drawing | None:
         for core, mhz in sample.clock_mhz.items():
             found.setdefault(core, {})[sample.at_s] = mhz
     groups: list[list[str]] = []
-    for core, mhz in found.items():
+    for core, clocks in found.items():
         for group in groups:
             first = found[group[0]]
-            if sum(first.get(at) == value for at, value in mhz.items()) >= _ALIKE * len(mhz):
+            if sum(first.get(at) == mhz for at, mhz in clocks.items()) >= _ALIKE * len(clocks):
                 group.append(core)
                 break
         else:
@@ -136,7 +136,7 @@ def _memory(device: DeviceRun, colours: Mapping[str, int], timeline: Timeline) -
             line = ((0.0, budget / 1e6), (device.long_s, budget / 1e6))
             lines.append(Line(name, colours[whose[0]], line, is_limit=True))
     return time_chart(
-        "Resident memory of the process that answers",
+        "Memory of the answering process",
         "MB",
         lines,
         timeline,

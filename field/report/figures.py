@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from field import records
 from field.plan import Variant
@@ -73,7 +72,7 @@ class Figures:
     budget_bytes: int | None
     hottest_c: float | None
     hottest_zone: str
-    throttled: tuple[str, ...]  # what the firmware complained of
+    throttled: tuple[str, ...] | None  # what the firmware complained of
     slowest_mhz: float | None
     fastest_mhz: float | None
     power: tuple[Power, ...]
@@ -108,9 +107,6 @@ def _figures(device: DeviceRun, variant: Variant) -> Figures:
     samples = [s for s in device.samples if s.variant == variant.name]
     costs = [a.cost for a in answers if a.cost is not None]
     judged = [a for a in answers if a.exact is not None]
-    first_token, answer = (
-        spread(c.first_token_ms for c in costs), spread(c.answer_ms for c in costs),
-    )  # fmt: skip
     speed = spread(c.decode_tokens_per_s for c in costs if c.decode_tokens_per_s)
     seeing = [c for c in costs if c.visual_tokens_unrouted]
     unrouted = sum(c.visual_tokens_unrouted for c in seeing)
@@ -130,8 +126,8 @@ def _figures(device: DeviceRun, variant: Variant) -> Figures:
         numeric=_share(judged, "numeric") if judged else None,
         by_type=_grouped(judged, lambda a: a.type, sorted),
         by_side=_sides([a for a in judged if a.routing is not None]),
-        first_token=first_token,
-        answer=answer,
+        first_token=spread(c.first_token_ms for c in costs),
+        answer=spread(c.answer_ms for c in costs),
         decode_tokens_per_s=speed.median if speed else None,
         new_tokens=_mean([c.new_tokens for c in costs]),
         visual_tokens=_mean([c.visual_tokens for c in seeing]),
@@ -170,19 +166,18 @@ def _sides(judged: Sequence[Answer]) -> tuple[Group, ...]:
     return _grouped(judged, side_of, lambda names: sorted(names, key=lambda n: -int(n.split()[0])))
 
 
-def _throttled(samples: Sequence[Sample], variant: str) -> tuple[str, ...]:
+def _throttled(samples: Sequence[Sample], variant: str) -> tuple[str, ...] | None:
     """What was so at a moment when the variant was asked, or came to be between two of them: the firmware
     keeps that until the next boot."""
-    bits = 0
+    bits, before, is_told = 0, None, False
     for sample in samples:
-        if sample.variant == variant and sample.throttled is not None:
-            bits |= sample.throttled & _NOW_BITS
-    for before, after in pairwise(s for s in samples if s.throttled is not None):
-        if after.variant == variant:
-            bits |= (after.throttled or 0) >> _SINCE_BOOT_SHIFT & ~(
-                (before.throttled or 0) >> _SINCE_BOOT_SHIFT
-            )
-    return tuple(THROTTLED[bit] for bit in range(4) if bits >> bit & 1)
+        now = sample.throttled
+        if now is not None and sample.variant == variant:
+            is_told = True
+            new = 0 if before is None else now >> _SINCE_BOOT_SHIFT & ~(before >> _SINCE_BOOT_SHIFT)
+            bits |= (now | new) & _NOW_BITS
+        before = now if now is not None else before
+    return tuple(THROTTLED[bit] for bit in range(4) if bits >> bit & 1) if is_told else None
 
 
 def _power(samples: Sequence[Sample], costs: Sequence[Cost]) -> tuple[Power, ...]:

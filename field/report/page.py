@@ -17,13 +17,15 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from field import records
 from field.plan import RECORDS_FILE
 from field.report import svg, values
 from field.report.comparison import Comparison, compare
 from field.report.device_charts import device_charts
 from field.report.figures import Figures, figures_of
 from field.report.pictures import picture_cards
-from field.report.runs import DeviceRun, Failure, Results, read_results
+from field.report.reader import read_results
+from field.report.runs import DeviceRun, Failure, Results
 from field.report.share_chart import Bar, share_chart
 from field.report.spread_chart import Strip, spread_chart
 from field.report.svg import Drawing
@@ -35,12 +37,12 @@ from rpi_runtime.errors import ResourceError, UsageError
 
 _TEMPLATE = "data/report.html.jinja"
 _MOST_EVENTS = 60  # of one device
+_BAD = (records.RESTART, records.REBOOT, records.LOST)
 
 
 @dataclass(frozen=True)
 class _Happened:
     when: str
-    after: str
     what: str
     text: str
     is_bad: bool
@@ -62,8 +64,8 @@ def write_report(results: Path, target: Path, earlier: Path | None = None) -> No
     `earlier` is the folder of an earlier field test, or the page in it. Raises `UsageError` for a folder that
     has no field test, and `ResourceError` when `target` cannot be written.
     """
-    check_page(target)
     found = read_results(results)
+    check_page(target)
     before = None if earlier is None else read_results(earlier.parent if earlier.is_file() else earlier)
     page = render(found, before)
     partial = target.with_name(f".{target.name}.partial")
@@ -156,11 +158,11 @@ def _charts(
 
     times = [spread_chart("Time to the first token", strips("first_token"))]
     times.append(spread_chart("Time to the whole answer", strips("answer")))
-    shares: list[Drawing | None] = []
-    for device, of_device in found:
-        ending = f", {device.name}" if many else ""
-        shares.append(share_chart(f"Right answers by question type{ending}", bars(of_device, "by_type")))
-        shares.append(share_chart(f"Right answers by tile side{ending}", bars(of_device, "by_side")))
+    shares = [
+        share_chart(f"Right answers by {what}" + (f", {device.name}" if many else ""), bars(of_device, which))
+        for what, which in (("question type", "by_type"), ("tile side", "by_side"))
+        for device, of_device in found
+    ]
     return {"times": _there(times), "shares": _there(shares)}
 
 
@@ -169,34 +171,18 @@ def _there(drawings: Iterable[Drawing | None]) -> list[Drawing]:
 
 
 def _device(device: DeviceRun, colours: dict[str, int]) -> _Device:
-    happened = sorted(
-        [
-            *(
-                (event.at_s, _event(event.what), event.text, event.t, event.what in _BAD)
-                for event in device.events
-            ),
-            *((f.at_s, "error", _failure(f), f.t, True) for f in device.failures),
-        ],
-        key=lambda one: one[0],
-    )
+    happened = [(f.at_s, "error", _failure(f), f.t, True) for f in device.failures]
+    happened += [(e.at_s, e.what or "event", e.text, e.t, e.what in _BAD) for e in device.events]
+    happened.sort(key=lambda one: one[0])
     shown = happened if len(happened) <= _MOST_EVENTS else [*happened[: _MOST_EVENTS - 1], happened[-1]]
     return _Device(
         name=device.name,
         facts=device_facts(device),
         charts=tuple(device_charts(device, colours)),
-        happened=tuple(
-            _Happened(moment(t), duration(at_s), what, told, is_bad) for at_s, what, told, t, is_bad in shown
-        ),
+        happened=tuple(_Happened(moment(t), what, told, is_bad) for _, what, told, t, is_bad in shown),
         more=len(happened) - len(shown),
         raw=f"{device.folder}/{RECORDS_FILE}",
     )
-
-
-_BAD = ("restart", "reboot", "lost")
-
-
-def _event(what: str) -> str:
-    return what or "event"
 
 
 def _failure(failure: Failure) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from field.plan import PICTURES
-from field.report.runs import Answer, DeviceRun, Results, Routing
+from field.report.runs import Answer, Results, Routing
 from field.report.svg import tag
 from field.report.words import counted, percent
 from rpi_runtime.errors import EdgeError
@@ -64,40 +64,35 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Who:
+    device: str
+    variant: str
+
+
+@dataclass(frozen=True)
 class _Seen:
     """One answer, by whom, and where the picture may lie."""
 
-    who: str
+    who: Who
     folder: Path
     answer: Answer
 
 
 def picture_cards(results: Results) -> tuple[list[Card], int]:
     """At most `MOST_PICTURES`, and how many are left out."""
-    names = _names(results.devices)
+    everybody = [Who(device.name, v.name) for device in results.devices for v in device.variants]
     seen: dict[str, list[_Seen]] = {}
     for device in results.devices:
         for answer in device.answers:
             if answer.image:
-                who = names[device.folder, answer.variant]
-                key = answer.image_sha256 or answer.image
-                seen.setdefault(key, []).append(_Seen(who, results.folder / device.folder, answer))
+                one = _Seen(Who(device.name, answer.variant), results.folder / device.folder, answer)
+                seen.setdefault(answer.image_sha256 or answer.image, []).append(one)
     sides = sorted({s for all_ in seen.values() for one in all_ if one.answer.routing
                     for s in one.answer.routing.sides_px}, reverse=True)  # fmt: skip
     colours = {side: min(i, SIDE_COLOURS - 1) for i, side in enumerate(sides)}
     chosen = _chosen(list(seen.values()))
-    everybody = set(names.values())
     cards = [_card(i, about, colours, everybody, results.folder) for i, about in enumerate(chosen)]
     return cards, len(seen) - len(cards)
-
-
-def _names(devices: Sequence[DeviceRun]) -> dict[tuple[str, str], str]:
-    many = len(devices) > 1
-    return {
-        (device.folder, variant.name): f"{device.name}, {variant.name}" if many else variant.name
-        for device in devices
-        for variant in device.variants
-    }
 
 
 def _chosen(pictures: list[list[_Seen]]) -> list[list[_Seen]]:
@@ -113,7 +108,7 @@ def _wrong(about: Iterable[_Seen]) -> set[str]:
 
 
 def _card(
-    number: int, about: list[_Seen], colours: Mapping[int, int], everybody: set[str], root: Path
+    number: int, about: list[_Seen], colours: Mapping[int, int], everybody: Sequence[Who], root: Path
 ) -> Card:
     cases: dict[str, list[_Seen]] = {}
     for one in about:
@@ -141,21 +136,29 @@ def _card(
     )
 
 
-def _asked(about: list[_Seen], everybody: set[str]) -> Asked:
-    said: dict[tuple[str, bool | None], list[str]] = {}
+def _asked(about: list[_Seen], everybody: Sequence[Who]) -> Asked:
+    said: dict[tuple[str, bool | None], list[Who]] = {}
     for one in about:
         said.setdefault((one.answer.answer, one.answer.exact), []).append(one.who)
     order = sorted(said, key=lambda key: (key[1] is not False, -len(said[key])))
-    shown = [Said(*key, _who(said[key], everybody), len(said[key])) for key in order[:_MOST_ANSWERS]]
+    shown = [Said(*key, _told(said[key], everybody), len(said[key])) for key in order[:_MOST_ANSWERS]]
     first = about[0].answer
     return Asked(first.question, first.expected, tuple(shown), len(order) - len(shown))
 
 
-def _who(names: Iterable[str], everybody: set[str]) -> str:
-    found = list(dict.fromkeys(names))
-    if len(found) == len(everybody):
-        return "all" if len(found) > 1 else found[0]
-    return " · ".join(found)
+def _told(found: Iterable[Who], everybody: Sequence[Who]) -> str:
+    """As few words as tell it: a variant alone, where all devices that have it are meant."""
+    names = dict.fromkeys(found)
+    if len(names) == len(everybody):
+        return "all" if len(everybody) > 1 else everybody[0].variant
+    told = []
+    for variant in dict.fromkeys(one.variant for one in names):
+        mine = [one.device for one in names if one.variant == variant]
+        if len(mine) == sum(one.variant == variant for one in everybody):
+            told.append(variant)
+        else:
+            told.append(f"{variant} ({', '.join(mine)})")
+    return " · ".join(told)
 
 
 def _file(about: Iterable[_Seen], root: Path) -> Path:
@@ -197,15 +200,15 @@ def _definition(name: str, picture: _Jpeg) -> Markup:
 
 
 def _routed(
-    about: Sequence[_Seen], colours: Mapping[int, int], name: str, picture: _Jpeg, everybody: set[str]
+    about: Sequence[_Seen], colours: Mapping[int, int], name: str, picture: _Jpeg, everybody: Sequence[Who]
 ) -> tuple[tuple[Routed, ...], int]:
     """One for each way in which the picture was routed, and how many are left out."""
-    found: dict[Routing, list[str]] = {}
+    found: dict[Routing, list[Who]] = {}
     for one in about:
         if one.answer.routing is not None:
             found.setdefault(one.answer.routing, []).append(one.who)
     drawn = [
-        Routed(_who(who, everybody), routing_told(routing), _drawn(routing, colours, name, picture))
+        Routed(_told(who, everybody), routing_told(routing), _drawn(routing, colours, name, picture))
         for routing, who in list(found.items())[:_MOST_ROUTINGS]
     ]
     return tuple(drawn), len(found) - len(drawn)
@@ -232,14 +235,15 @@ def _drawn(routing: Routing, colours: Mapping[int, int], name: str, picture: _Jp
     drawn = [tag("use", href=f"#{name}")]
     for i, side in enumerate(routing.grid_sides_px):
         left, top = i % routing.columns * across, i // routing.columns * down
-        label = f"{side} px"
-        style = f"t{colours[side]}"
+        label, style = f"{side} px", f"t{colours[side]}"
+        told = f"{label}, {counted(routing.tokens[i], 'token')}"
+        wide = size * (0.6 * len(label) + 0.5)
         drawn += [
-            tag("rect", tag("title", f"{label}, {counted(routing.tokens[i], 'token')}"), class_=f"tile {style}",
-                x=left + border / 2, y=top + border / 2, width=across - border, height=down - border,
-                stroke_width=border),
-            tag("rect", class_=f"chip {style}", x=left, y=top, width=size * (0.6 * len(label) + 0.5), height=1.4 * size),
-            tag("text", label, class_=f"on {style}", x=left + 0.3 * size, y=top + 1.05 * size, font_size=size),
+            tag("rect", tag("title", told), class_=f"tile {style}", stroke_width=border,
+                x=left + border / 2, y=top + border / 2, width=across - border, height=down - border),
+            tag("rect", class_=f"chip {style}", x=left, y=top, width=wide, height=1.4 * size),
+            tag("text", label, class_=f"on {style}", style=f"font-size:{size:.1f}px",
+                x=left + 0.3 * size, y=top + 1.05 * size),
         ]  # fmt: skip
     return tag(
         "svg", tag("title", "The picture with its tiles"), tag("desc", routing_told(routing)), *drawn,

@@ -12,7 +12,7 @@ from field.report.scales import Scale
 from field.report.svg import Drawing, tag
 from vqa.intervals import Share
 
-_LEFT, _RIGHT, _ROW, _HEAD = 104, svg.WIDTH - 96, 18, 22
+_LEFT, _RIGHT, _ROW, _HEAD = 100, svg.WIDTH - 84, 18, 22
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,10 @@ def _bar(bar: Bar, x: Scale, top: float) -> list[Markup]:
     middle = top + 7
     whisker = f"M{x(share.low):g} {middle - 4:g}v8m0 -4H{x(share.high):g}m0 -4v8"
     return [
-        tag("text", svg.shortened(bar.name, _LEFT - 12), tag("title", bar.name), x=_LEFT - 6, y=top + 11, text_anchor="end"),
-        tag("rect", tag("title", _told(share)), x=_LEFT, y=top, width=max(0.5, x(share.value) - _LEFT), height=14,
-            class_=f"bar c{number}"),
+        tag("text", svg.shortened(bar.name, _LEFT - 12), tag("title", bar.name),
+            x=_LEFT - 6, y=top + 11, text_anchor="end"),
+        tag("rect", tag("title", _told(share)), class_=f"bar c{number}",
+            x=_LEFT, y=top, width=max(0.5, x(share.value) - _LEFT), height=14),
         tag("path", d=whisker, class_="whisker"),
         tag("text", f"{share.right:,} of {share.asked:,}", x=_RIGHT + 10, y=top + 11, class_="dim"),
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from field.report import svg
 from field.report.figures import Spread
 from field.report.scales import Scale, log_ticks, ticks
 from field.report.svg import Drawing, tag
-from field.report.words import milliseconds
+from field.report.words import counted, milliseconds
 
 _LEFT, _RIGHT, _ROW = 14, svg.WIDTH - 14, 44
 _MOST_DRAWN = 120  # single answers of a strip
@@ -50,11 +50,7 @@ def spread_chart(title: str, strips: Sequence[Strip]) -> Drawing | None:
         drawn.append(
             tag("text", "logarithmic", x=svg.WIDTH / 2, y=bottom + 30, text_anchor="middle", class_="dim")
         )
-    told = " ".join(
-        f"{strip.name}: {len(strip.spread.values)} answers, median {milliseconds(strip.spread.median)}, 95 % within "
-        f"{milliseconds(strip.spread.p95)}, at most {milliseconds(strip.spread.most)}."
-        for strip in strips
-    )
+    told = " ".join(map(_told, strips))
     return svg.drawing(title, told, bottom + (36 if is_log else 22), drawn)
 
 
@@ -64,13 +60,24 @@ def _strip(strip: Strip, x: Scale, top: float) -> list[Markup]:
     y = top + 30
     step = max(1, len(spread.values) // _MOST_DRAWN)
     singles = "".join(f"M{x(value):g} {y - 5:g}v10" for value in spread.values[::step])
+    room = svg.WIDTH - 16 - svg.width_of(figures)
+    half = max(1.5, x(spread.three_quarters) - x(spread.quarter))
     return [
-        tag("text", svg.shortened(strip.name, svg.WIDTH - 16 - 6.4 * len(figures)), tag("title", strip.name), x=2, y=top + 14),
+        tag("text", svg.shortened(strip.name, room), tag("title", strip.name), x=2, y=top + 14),
         tag("text", figures, x=svg.WIDTH - 2, y=top + 14, text_anchor="end", class_="dim"),
         tag("line", x1=x(spread.least), x2=x(spread.most), y1=y, y2=y, class_=f"line thin c{number}"),
         tag("path", d=singles, class_=f"line thin faint c{number}"),
-        tag("rect", tag("title", "half of all answers"), x=x(spread.quarter), y=y - 7,
-            width=max(1.5, x(spread.three_quarters) - x(spread.quarter)), height=14, class_=f"box c{number}"),
-        tag("line", tag("title", "median"), x1=x(spread.median), x2=x(spread.median), y1=y - 9, y2=y + 9, class_="median"),
+        tag("rect", tag("title", "half of all answers"), class_=f"box c{number}",
+            x=x(spread.quarter), y=y - 7, width=half, height=14),
+        tag("line", tag("title", "median"), class_="median",
+            x1=x(spread.median), x2=x(spread.median), y1=y - 9, y2=y + 9),
         svg.mark(strip.colour, x(spread.p95), y, tag("title", "95th percentile")),
     ]  # fmt: skip
+
+
+def _told(strip: Strip) -> str:
+    spread = strip.spread
+    return (
+        f"{strip.name}: {counted(len(spread.values), 'answer')}, median {milliseconds(spread.median)}, "
+        f"95 % within {milliseconds(spread.p95)}, at most {milliseconds(spread.most)}."
+    )

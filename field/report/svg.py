@@ -13,10 +13,11 @@ from markupsafe import Markup, escape
 
 from field.report.values import printable
 
-WIDTH = 440
+WIDTH = 400
 COLOURS = 7
 # Each colour has its dashes, for those who print in grey or do not see colours.
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "12 4", "1 2")
+DASHES = ("", "7 3", "2 3", "5 2 1 2", "4 2", "12 4", "1 2")
+LIMIT_DASHES = "10 4 2 4"
 _CHARACTER = 6.4  # of text 12 units high, about
 
 
@@ -62,26 +63,33 @@ def shortened(text: str, width: float) -> str:
     return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
-def legend(entries: Iterable[tuple[int, str]], top: float) -> tuple[list[Markup], float]:
-    """Samples of lines with their names, (number of the colour, name) each; and where it ends."""
+def width_of(text: str) -> float:
+    """About, in units."""
+    return len(text) * _CHARACTER
+
+
+def legend(entries: Iterable[tuple[int, str, bool]], top: float) -> tuple[list[Markup], float]:
+    """Samples of lines with their names, (number of the colour, name, is it a limit) each; and where it
+    ends."""
     drawn: list[Markup] = []
     x, y = 0.0, top
-    for number, name in entries:
+    for number, name, is_limit in entries:
         text = shortened(name, WIDTH - 40)
-        wide = 34 + len(text) * _CHARACTER
+        wide = 34 + width_of(text)
         if x and x + wide > WIDTH:
             x, y = 0.0, y + 18
-        drawn.append(line(x, y + 8, x + 22, y + 8, number))
+        drawn.append(line(f"M{x:g} {y + 8:g}h22", number, is_limit))
         drawn.append(tag("text", text, x=x + 27, y=y + 12))
         x += wide + 8
     return drawn, y + 22 if drawn else top
 
 
-def line(x1: float, y1: float, x2: float, y2: float, number: int) -> Markup:
-    return tag(
-        "line", x1=x1, y1=y1, x2=x2, y2=y2,
-        class_=f"line c{number % COLOURS}", stroke_dasharray=DASHES[number % COLOURS] or None,
-    )  # fmt: skip
+def line(d: str, number: int, is_limit: bool = False, name: str = "") -> Markup:
+    """A path in the colour of `number`, with its dashes; a limit looks like none of them."""
+    colour = number % COLOURS
+    style, dashes = (" limit", LIMIT_DASHES) if is_limit else ("", DASHES[colour])
+    children = [tag("title", name)] if name else []
+    return tag("path", *children, d=d, class_=f"line c{colour}{style}", stroke_dasharray=dashes or None)
 
 
 def mark(number: int, x: float, y: float, *children: Markup) -> Markup:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from field.plan import RECORDS_FILE
 from field.report import values
 from field.report.figures import Figures, Spread
 from field.report.runs import DeviceRun
@@ -20,6 +21,7 @@ from field.report.words import (
     moment,
     percent,
 )
+from vqa.intervals import Share
 
 MOST_COLUMNS = 6  # of one table, as many as a printed page has room for
 _FEATURES = (
@@ -80,18 +82,18 @@ def device_facts(device: DeviceRun) -> tuple[Fact, ...]:
     lines += f", {device.unknown:,} of unknown kinds" if device.unknown else ""
     found = (
         ("model", values.text(machine, "model") or values.text(machine, "soc")),
-        ("system", ", ".join(t for t in (values.text(machine, "os"), libc) if t)),
+        ("system", _joined(values.text(machine, "os"), libc)),
         ("kernel", f"{values.text(machine, 'kernel')} {values.text(machine, 'machine')}".strip()),
-        ("CPU", ", ".join(t for t in (values.text(machine, "cpu_model"), counted(cores, "core") if cores else "") if t)),
+        ("CPU", _joined(values.text(machine, "cpu_model"), counted(cores, "core") if cores else "")),
         ("CPU features", " ".join(features)),
-        ("memory", gigabytes(memory) + (f", {gigabytes(swap)} swap" if swap else "") if memory else ""),
-        ("runtime", " ".join(t for t in (values.text(runtime, "version"), _id(values.text(runtime, "id"))) if t)),
-        ("bundle", " ".join(t for t in (values.text(bundle, "name"), _id(values.text(bundle, "id"))) if t)),
+        ("memory", _joined(gigabytes(memory), f"{gigabytes(swap)} swap" if swap else "") if memory else ""),
+        ("runtime", f"{values.text(runtime, 'version')} {_id(values.text(runtime, 'id'))}".strip()),
+        ("bundle", f"{values.text(bundle, 'name')} {_id(values.text(bundle, 'id'))}".strip()),
         ("tested", f"{began} to {ended} UTC" if began else ""),
         ("ran for", duration(device.ran_s) + ("" if device.is_done else ", not done")),
         ("its clock", _clock(values.number(machine, "clock_s"))),
-        ("raw data", f"{device.folder}/records.jsonl, {lines}"),
-    )  # fmt: skip
+        ("raw data", f"{device.folder}/{RECORDS_FILE}, {lines}"),
+    )
     return tuple(Fact(name, text) for name, text in found if text)
 
 
@@ -110,6 +112,10 @@ def _clock(ahead_s: float | None) -> str:
     return f"{duration(abs(ahead_s))} {'ahead of' if ahead_s > 0 else 'behind'} the host's"
 
 
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
 def _table(figures: Sequence[Figures]) -> Table:
     def row(name: str, read: Callable[[Figures], Cell]) -> Row:
         return Row(name, tuple(read(one) for one in figures))
@@ -118,9 +124,8 @@ def _table(figures: Sequence[Figures]) -> Table:
     sections = (
         Section("Answers", (
             row("answers", lambda f: Cell(f"{f.answers:,}", _judged(f))),
-            row("right, exactly", lambda f: Cell(percent(f.exact.value), interval(f.exact)) if f.exact else Cell(NONE)),
-            row("right, numerically",
-                lambda f: Cell(percent(f.numeric.value), interval(f.numeric)) if f.numeric else Cell(NONE)),
+            row("right, exactly", lambda f: _share(f.exact)),
+            row("right, numerically", lambda f: _share(f.numeric)),
         )),
         Section("Time", (
             row("first token", lambda f: _times(f.first_token)),
@@ -129,24 +134,20 @@ def _table(figures: Sequence[Figures]) -> Table:
         )),
         Section("Tokens", (
             row("new, per answer", lambda f: Cell(decimal(f.new_tokens))),
-            row("visual, per picture",
-                lambda f: Cell(decimal(f.visual_tokens, digits=0), f"{percent(f.saved)} saved" if f.saved else "")),
+            row("visual, per picture", _visual_tokens),
         )),
         Section("Memory", (
-            row("peak resident", lambda f: Cell(megabytes(f.peak_resident_bytes), _over(f), f.is_over_budget)),
-            row("budget", lambda f: Cell(
-                megabytes(f.budget_bytes) if f.budget_bytes else values.printable(f.variant.memory or "none"))),
+            row("peak resident", _peak),
+            row("budget", _budget),
         )),
         Section("Heat and power", (
             row("hottest", lambda f: Cell(decimal(f.hottest_c, "°C"), f.hottest_zone)),
             row("clock", lambda f: Cell(_mhz(f))),
-            row("firmware", lambda f: Cell(", ".join(f.throttled) or ("nothing" if f.hottest_c else NONE),
-                                           is_bad=bool(f.throttled))),
-            *(row(f"power, {sensor}", lambda f, s=sensor: _power(f, s)) for sensor in sensors),
+            row("throttling", _throttling),
+            *(row(f"power, {sensor}", _power(sensor)) for sensor in sensors),
         )),
         Section("Trouble", (
-            row("errors", lambda f: Cell(f"{f.errors:,}", f"{f.given_up:,} given up" if f.given_up else "",
-                                         bool(f.errors))),
+            row("errors", _errors),
             row("restarts", lambda f: Cell(f"{f.restarts:,}", is_bad=bool(f.restarts))),
         )),
     )  # fmt: skip
@@ -182,16 +183,44 @@ def _times(found: Spread | None) -> Cell:
     if found is None:
         return Cell(NONE)
     return Cell(
-        milliseconds(found.median), f"95 % in {milliseconds(found.p95)}, at most {milliseconds(found.most)}"
+        milliseconds(found.median),
+        f"95 % within {milliseconds(found.p95)}, at most {milliseconds(found.most)}",
     )
 
 
-def _over(figures: Figures) -> str:
-    if figures.budget_bytes is None or not figures.peak_resident_bytes:
-        return ""
-    if figures.is_over_budget:
-        return f"{megabytes(figures.peak_resident_bytes - figures.budget_bytes)} over"
-    return f"{percent(figures.peak_resident_bytes / figures.budget_bytes)} of its budget"
+def _share(share: Share | None) -> Cell:
+    return Cell(NONE) if share is None else Cell(percent(share.value), interval(share))
+
+
+def _visual_tokens(figures: Figures) -> Cell:
+    note = f"{percent(figures.saved)} saved" if figures.saved else ""
+    return Cell(decimal(figures.visual_tokens, digits=0), note)
+
+
+def _peak(figures: Figures) -> Cell:
+    peak, budget, note = figures.peak_resident_bytes, figures.budget_bytes, ""
+    if budget is not None and figures.is_over_budget:
+        note = f"{megabytes(peak - budget)} over its budget"
+    elif budget and peak:
+        note = f"{percent(peak / budget)} of its budget"
+    return Cell(megabytes(peak), note, figures.is_over_budget)
+
+
+def _budget(figures: Figures) -> Cell:
+    if figures.budget_bytes:
+        return Cell(megabytes(figures.budget_bytes))
+    return Cell(figures.variant.memory or "none")
+
+
+def _throttling(figures: Figures) -> Cell:
+    if figures.throttled is None:
+        return Cell(NONE)
+    return Cell(", ".join(figures.throttled) or "none seen", is_bad=bool(figures.throttled))
+
+
+def _errors(figures: Figures) -> Cell:
+    note = f"{figures.given_up:,} given up" if figures.given_up else ""
+    return Cell(f"{figures.errors:,}", note, bool(figures.errors))
 
 
 def _mhz(figures: Figures) -> str:
@@ -201,9 +230,13 @@ def _mhz(figures: Figures) -> str:
     return f"{slowest:,.0f} MHz" if slowest == fastest else f"{slowest:,.0f} to {fastest:,.0f} MHz"
 
 
-def _power(figures: Figures, sensor: str) -> Cell:
-    for one in figures.power:
-        if one.sensor == sensor:
-            note = "" if one.mwh_per_answer is None else f"{one.mwh_per_answer:.3g} mWh per answer"
-            return Cell(f"{one.mean_watts:.2f} W", note)
-    return Cell(NONE)
+def _power(sensor: str) -> Callable[[Figures], Cell]:
+    def read(figures: Figures) -> Cell:
+        for one in figures.power:
+            if one.sensor == sensor:
+                energy = one.mwh_per_answer
+                note = "" if energy is None else f"{energy:.3g} mWh per answer"
+                return Cell(f"{one.mean_watts:.2f} W", note)
+        return Cell(NONE)
+
+    return read

@@ -12,7 +12,7 @@ from field.report import svg
 from field.report.scales import Point, Scale, thin, ticks, time_ticks
 from field.report.svg import Drawing, tag
 
-_LEFT, _RIGHT, _HEIGHT, _MARKS = 46, svg.WIDTH - 8, 150, 16
+_LEFT, _RIGHT, _HEIGHT, _MARKS = 46, svg.WIDTH - 8, 150, 22
 _BUCKETS = 280  # of a line: fewer than units of width, and more than can be told apart
 
 
@@ -49,7 +49,7 @@ def time_chart(
     """`lines` have a point at least."""
     measured = [y for one in lines for _, y in one.points]
     values = ticks(0.0 if from_zero else min(measured), max(measured), 6)
-    drawn, top = svg.legend([(one.colour, one.name) for one in lines], 0)
+    drawn, top = svg.legend([(one.colour, one.name, one.is_limit) for one in lines], 0)
     top += _MARKS
     bottom = top + _HEIGHT
     x = Scale(0, timeline.long_s or 1.0, _LEFT, _RIGHT)
@@ -63,7 +63,7 @@ def time_chart(
     for value in values:
         drawn.append(tag("line", x1=_LEFT, x2=_RIGHT, y1=y(value), y2=y(value), class_="grid"))
         drawn.append(tag("text", f"{value:,g}", x=_LEFT - 6, y=y(value) + 4, text_anchor="end", class_="dim"))
-    drawn.append(tag("text", unit, x=0, y=top - 5, class_="dim"))
+    drawn.append(tag("text", unit, x=_LEFT - 6, y=top - 11, text_anchor="end", class_="dim"))
     drawn += _time_axis(x, bottom, timeline.long_s)
     drawn += [
         tag("rect", tag("title", "throttled"), x=x(start), y=top, width=max(2.0, x(end) - x(start)), height=5,
@@ -73,12 +73,9 @@ def time_chart(
     drawn += list(_marks(timeline.marks, x, top, bottom))
     for one in lines:
         placed = [(x(at), y(value)) for at, value in one.points]
-        shown = "".join(svg.path(thin(part, _BUCKETS)) for part in _parts(one.points, placed, timeline))
-        drawn.append(
-            tag("path", tag("title", one.name), d=shown,
-                class_=f"line c{one.colour % svg.COLOURS}{' limit' if one.is_limit else ''}",
-                stroke_dasharray="6 5" if one.is_limit else svg.DASHES[one.colour % svg.COLOURS] or None)
-        )  # fmt: skip
+        parts = [placed] if one.is_limit else _parts(one.points, placed, timeline)
+        shown = "".join(svg.path(thin(part, _BUCKETS)) for part in parts)
+        drawn.append(svg.line(shown, one.colour, one.is_limit, one.name))
     keys, height = _keys(timeline, bottom + 26)
     return svg.drawing(title, _told(lines, unit, timeline), height, [*drawn, *keys], note)
 
@@ -118,20 +115,24 @@ def _marks(marks: Sequence[Mark], x: Scale, top: float, bottom: float) -> Iterat
 
 
 def _keys(timeline: Timeline, top: float) -> tuple[list[Markup], float]:
-    """What letters and shades mean, of those that are there; and where that ends."""
-    found = [
-        f"{sign} {meaning}" for sign, meaning in dict.fromkeys((m.sign, m.meaning) for m in timeline.marks)
+    """What shades and letters mean, of those that are there; and where that ends."""
+    shades = ((timeline.throttled, "throttled"), (timeline.away, "away"))
+    found = [(style, "no records" if style == "away" else style) for spans, style in shades if spans]
+    found += [
+        ("", f"{sign} {text}") for sign, text in dict.fromkeys((m.sign, m.meaning) for m in timeline.marks)
     ]
     drawn: list[Markup] = []
-    x = 0.0
-    for style, meaning in (("throttled", "throttled"), ("away", "no records")):
-        if timeline.throttled if style == "throttled" else timeline.away:
-            drawn.append(tag("rect", x=x, y=top + 3, width=16, height=10, class_=style))
-            drawn.append(tag("text", meaning, x=x + 21, y=top + 12, class_="dim"))
-            x += 100
-    if found:
-        drawn.append(tag("text", " · ".join(found), x=x, y=top + 12, class_="dim"))
-    return drawn, top + 18 if drawn else top - 4
+    x, y = 0.0, top
+    for style, text in found:
+        start = 22.0 if style else 0.0
+        wide = start + svg.width_of(text)
+        if x and x + wide > svg.WIDTH:
+            x, y = 0.0, y + 17
+        if style:
+            drawn.append(tag("rect", x=x, y=y + 3, width=16, height=10, class_=style))
+        drawn.append(tag("text", text, x=x + start, y=y + 12, class_="dim"))
+        x += wide + 14
+    return drawn, y + 18 if drawn else top - 4
 
 
 def _told(lines: Sequence[Line], unit: str, timeline: Timeline) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from field import records
 from field.report.figures import Figures
 from field.report.runs import DeviceRun
 from field.report.words import counted, duration, interval, megabytes, milliseconds, percent
+from vqa.intervals import Share
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,8 @@ def _time(found: Found) -> str:
 def _quality(figures: Sequence[Figures]) -> list[str]:
     told = []
     judged = [one for one in figures if one.exact is not None]
-    many = len(figures) > 1
     if judged:
-        best = max(judged, key=lambda one: one.exact.value if one.exact else 0.0)
-        share = best.exact
-        assert share is not None
-        told.append(
-            f"{'Most' if many else 'Of them'} right: {percent(share.value)} ({interval(share)})"
-            + (f", {_name(best, figures)}." if many else ".")
-        )
+        told.append(_right([(one, one.exact) for one in judged if one.exact], figures))
     elif any(one.answers for one in figures):
         told.append("No expected answers, so none was judged.")
     timed = [one for one in figures if one.first_token is not None]
@@ -70,25 +64,39 @@ def _quality(figures: Sequence[Figures]) -> list[str]:
     return told
 
 
+def _right(judged: Sequence[tuple[Figures, Share]], figures: Sequence[Figures]) -> str:
+    best, share = max(judged, key=lambda one: one[1].value)
+    worst, least = min(judged, key=lambda one: one[1].value)
+    told = f"{percent(share.value)} ({interval(share)}) of the answers are right"
+    if len(judged) == 1:
+        return f"{told}."
+    if percent(least.value) == percent(share.value):
+        return f"{told}, in every variant."
+    fewest = f"{percent(least.value)} with {_name(worst, figures)}"
+    return f"{told} with {_name(best, figures)}; the fewest, {fewest}."
+
+
 def _troubles(found: Found) -> list[str]:
     told = []
-    for device, of_device in found:
-        name = f"{device.name}: " if len(found) > 1 else ""
-        final = sum(failure.is_final for failure in device.failures)
-        if final:
-            told.append(f"{name}{counted(final, 'question')} given up")
-        elif device.failures:
-            told.append(f"{name}{counted(len(device.failures), 'error')}")
-        for what, one, many in _EVENTS:
-            if number := sum(event.what == what for event in device.events):
-                told.append(f"{name}{number:,} {one if number == 1 else many}")
-        if device.answers and not device.is_done:
-            told.append(f"{name}the test is not done")
-        if not device.answers:
-            told.append(f"{name}no answers")
-        if device.unreadable:
-            told.append(f"{name}{counted(device.unreadable, 'record')} cannot be read")
+    for device, _ in found:
+        if mine := ", ".join(_trouble(device)):
+            told.append(f"{device.name}: {mine}" if len(found) > 1 else mine)
     return told
+
+
+def _trouble(device: DeviceRun) -> Iterator[str]:
+    final = sum(failure.is_final for failure in device.failures)
+    if not device.answers:
+        yield "no answers"
+    elif not device.is_done:
+        yield "the test is not done"
+    if device.failures:
+        yield counted(len(device.failures), "error") + (f" ({final:,} given up)" if final else "")
+    for what, one, many in _EVENTS:
+        if number := sum(event.what == what for event in device.events):
+            yield f"{number:,} {one if number == 1 else many}"
+    if device.unreadable:
+        yield f"{counted(device.unreadable, 'record')} that cannot be read"
 
 
 def _limits(figures: Sequence[Figures]) -> list[str]:

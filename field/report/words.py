@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from vqa.intervals import Share
 
 NONE = "–"
+_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def milliseconds(ms: float | None) -> str:
@@ -26,11 +27,11 @@ def gigabytes(count_bytes: float) -> str:
 
 
 def percent(share: float | None) -> str:
-    return NONE if share is None else f"{100 * share:.0f} %"
+    return NONE if share is None else f"{100 * share:.0f}{_SPACE}%"
 
 
 def interval(share: Share | None) -> str:
-    return NONE if share is None else f"{100 * share.low:.0f} to {100 * share.high:.0f} %"
+    return NONE if share is None else f"{100 * share.low:.0f} to {100 * share.high:.0f}{_SPACE}%"
 
 
 def decimal(value: float | None, unit: str = "", digits: int = 1) -> str:
