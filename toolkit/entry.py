@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 import sys
 
-from field.held import hold
-
 # Of Ctrl-C, of which no command said more.
 MESSAGE, REMEDY = "stopped by Ctrl-C", "Nothing that was there before has changed."
 EXIT_CODE = 130  # 128 and the number of SIGINT, as shells have it
 
 
 def main() -> None:
-    hold()
     try:
         from field.held import hold
 

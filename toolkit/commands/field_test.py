@@ -60,10 +60,9 @@ def field_test(
     The records of each device, and a report of all in one HTML file, are in the folder of -o. A device that
     is lost or starts anew goes on where it was. The same command goes on where it was stopped.
     """
-    from field.report import write_report
-
     from field.address import parse_address
     from field.fieldtest import FieldTest
+    from field.report import write_report
     from field.store import Results
     from field.suite import read_suite
     from field.suite_file import parse_duration
