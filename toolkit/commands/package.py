@@ -13,6 +13,16 @@ from toolkit.commands import options as opt
 
 
 def package(
+    target: Annotated[
+        str,
+        typer.Option(
+            help="What it is for: pi-arm64, pi-armv7, linux-arm64, linux-x64 or android-arm64.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File to write, like board.tar.gz.", show_default=False)
+    ],
     bundle: Annotated[
         Path | None,
         typer.Argument(
@@ -20,16 +30,6 @@ def package(
             show_default=False,
         ),
     ] = None,
-    target: Annotated[
-        str,
-        typer.Option(
-            help="What it is for: pi-arm64, pi-armv7, linux-arm64, linux-x64 or android-arm64.",
-            show_default=False,
-        ),
-    ] = ...,  # type: ignore[assignment]
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="File to write, like board.tar.gz.", show_default=False)
-    ] = ...,  # type: ignore[assignment]
     python: Annotated[
         str | None,
         typer.Option(
