@@ -115,12 +115,14 @@ check_space() {
 
 check_files() {
     echo "checking the package's files"
-    wrong=$(cd "$here" && sha256sum -c files.sha256 2>&1 | grep -v ': OK$' | head -n 3)
-    [ -z "$wrong" ] || fail "the package is damaged: $wrong" "Copy the archive here again, and unpack it again."
+    told=$(cd "$here" && sha256sum -c files.sha256 2>&1) || fail \
+        "the package is damaged: $(echo "$told" | sed '/: OK$/d' | head -n 1)" \
+        "Copy the archive here again, and unpack it again."
 }
 
 is_whole() { # runtimes/<id> or bundles/<id>, as it lies in the prefix
-    [ -d "$prefix/$1" ] && (cd "$prefix" && grep " $1/" "$here/files.sha256" | sha256sum -c >/dev/null 2>&1)
+    listed=$(sed -n "s| $1/|&|p" "$here/files.sha256")
+    [ -d "$prefix/$1" ] && [ -n "$listed" ] && (cd "$prefix" && echo "$listed" | sha256sum -c - >/dev/null 2>&1)
 }
 
 place() { # runtimes/<id> or bundles/<id>
@@ -134,6 +136,7 @@ place() { # runtimes/<id> or bundles/<id>
 
 give_up() {
     [ -z "${partial-}" ] || rm -rf "$partial"
+    rm -f "$prefix/current.partial" "$prefix/bin/.toolkit.partial"
     fail "$1" "Free some space, or choose another folder: --prefix DIR. What was installed before is as it was."
 }
 
@@ -153,7 +156,8 @@ switch() {
     fi
     # A package without a bundle leaves that which is there.
     [ -n "$bundle" ] || { bundle=$was_bundle && name=$was_name; }
-    printf 'runtime=%s\nbundle=%s\nname=%s\n' "$runtime" "$bundle" "$name" >"$prefix/current.partial" ||
+    # Android's shell has no printf of its own.
+    { echo "runtime=$runtime" && echo "bundle=$bundle" && echo "name=$name"; } >"$prefix/current.partial" ||
         give_up "$prefix/current cannot be written"
     sync
     if [ -r "$prefix/current" ] && [ "$(cat "$prefix/current")" != "$(cat "$prefix/current.partial")" ]; then
@@ -205,9 +209,11 @@ trap 'give_up "stopped"' INT TERM HUP
 mkdir -p "$prefix/bin" || fail "$prefix cannot be made" "Choose another folder: --prefix DIR."
 place "runtimes/$runtime"
 [ -z "$bundle" ] || place "bundles/$bundle"
-[ "$here" = "$prefix" ] || cp "$here/bin/toolkit" "$prefix/bin/.toolkit.partial" &&
-    mv -f "$prefix/bin/.toolkit.partial" "$prefix/bin/toolkit" && cp "$here/uninstall.sh" "$prefix/uninstall.sh" ||
-    [ "$here" = "$prefix" ] || give_up "$prefix/bin/toolkit cannot be written"
+if [ "$here" != "$prefix" ]; then
+    cp "$here/bin/toolkit" "$prefix/bin/.toolkit.partial" &&
+        mv -f "$prefix/bin/.toolkit.partial" "$prefix/bin/toolkit" &&
+        cp "$here/uninstall.sh" "$prefix/uninstall.sh" || give_up "$prefix/bin/toolkit cannot be written"
+fi
 make_programs
 switch
 trap - INT TERM HUP

@@ -170,7 +170,8 @@ def test_uninstalling_leaves_no_folder_behind(tmp_path: Path, package: Package) 
 def test_it_may_be_installed_where_it_was_unpacked(tmp_path: Path, package: Package) -> None:
     """As on a phone, where /data/local/tmp has room for both."""
     folder, board = unpacked(package, tmp_path / "u"), Board(tmp_path / "board")
-    assert board.sh(folder / "install.sh", "--prefix", str(folder)).returncode == 0
+    done = board.sh(folder / "install.sh", "--prefix", str(folder))
+    assert (done.returncode, done.stderr) == (0, "")
     assert board.sh(folder / "bin/toolkit", "x").stdout.endswith(": x\n")
 
 
