@@ -22,7 +22,7 @@ def key_pair(name: str) -> Path:
 def client_config(folder: Path, port: int, key: Path, host_key: Path, alias: str = "", user: str = "") -> str:
     """For ssh's -F, or to be Included in one's own; it concerns that port of 127.0.0.1 alone, and `alias`.
     Which key the other side must have is written into `folder`."""
-    known = folder / f"{alias or 'board'}-known-hosts"
+    known = folder / f"{alias or 'device'}-known-hosts"
     known.write_text(f"[127.0.0.1]:{port} {host_key.with_suffix('.pub').read_text()}")
     named = f"Host {alias}\n  HostName 127.0.0.1\n  Port {port}\n  User {user}\n" if alias else ""
     return f"""{named}Match host 127.0.0.1 exec "test %p = {port}"

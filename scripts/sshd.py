@@ -60,6 +60,7 @@ class Sshd:
         self.authorized_keys = self._work / "authorized_keys"
         shutil.copy(key.with_suffix(".pub"), self.authorized_keys)
         self.config = self._work / "ssh_config"
+        self.known_hosts = self._work / "device-known-hosts"
         self.config.write_text(client_config(self._work, self.port, key, host_key))
         self._log = self._work / "log"
         settings = {"port": self.port, "host_key": host_key, "authorized": self.authorized_keys, "user": user}
