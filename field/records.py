@@ -42,11 +42,17 @@ def lines_of(path: Path, offset: int = 0) -> Iterator[bytes]:
 
 def parse(line: bytes) -> Record | None:
     """None for a line that is none of ours, as storage that lost power may leave."""
+    record = parse_any(line)
+    return record if isinstance(record.get("kind"), str) else None
+
+
+def parse_any(line: bytes) -> Record:
+    """A JSON object; an empty one for a line that is none."""
     try:
-        record = json.loads(line)
+        found = json.loads(line)
     except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("kind"), str) else None
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def read_records(path: Path) -> Iterator[Record]:

@@ -21,6 +21,7 @@ from rpi_runtime.errors import UsageError, nearest
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LONGEST_S = 400 * 86400.0
 _MOST_BYTES = 10_000_000
+_QUOTES = "A text with ? : # or brackets in it stands in quotes; docs/field_test.md shows a suite."
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def read_yaml(path: Path) -> Value:
         content = yaml.load(path.read_bytes(), _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         told = " ".join(str(error).split()) or "too deep"
-        raise UsageError(f"{path} is no YAML: {told}", "docs/field_test.md shows a suite.") from None
+        raise UsageError(f"{path} is no YAML: {told}", _QUOTES) from None
     return Value(content, f"{path}:")
 
 

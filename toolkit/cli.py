@@ -34,6 +34,7 @@ from toolkit.commands.plan import plan
 from toolkit.commands.run import run
 from toolkit.commands.train import train
 from toolkit.commands.verify import verify
+from toolkit.commands.watch import watch
 from toolkit.on_device import RunsThere
 
 app = typer.Typer(
@@ -64,7 +65,7 @@ def _before_any_command(
     pass
 
 
-for command in (assemble, convert, verify, chat, package, devices, doctor, deploy):
+for command in (assemble, convert, verify, chat, watch, package, devices, doctor, deploy):
     app.command()(command)
 for there_too in (inspect, delegates, plan, run, cache):
     app.command(cls=RunsThere)(there_too)
