@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from field.package.contents import OURS
@@ -55,14 +56,22 @@ class Board:
     """Runs install.sh under dash, with a PATH on which machine and Python are what a test says."""
 
     def __init__(
-        self, folder: Path, machine: str = "aarch64", python: str = "3.11", glibc: str = "glibc-2.36"
-    ):
+        self,
+        folder: Path,
+        machine: str = "aarch64",
+        python: str = "3.11",
+        glibc: str = "glibc-2.36",
+        shell: Sequence[str] = (),
+        tools: Path | None = None,
+    ) -> None:
+        """`tools` is a program that is all TOOLS, by its name; without it they are this machine's."""
+        self.shell = list(shell) or [shutil.which("dash") or "/bin/sh"]
         self.folder, self.home = folder, folder / "home"
         self.bin = folder / "bin"
         self.home.mkdir(parents=True)
         self.bin.mkdir()
         for tool in TOOLS:
-            (self.bin / tool).symlink_to(shutil.which(tool) or f"/bin/{tool}")
+            (self.bin / tool).symlink_to(tools or shutil.which(tool) or f"/bin/{tool}")
         self.program("uname", f"echo {machine}")
         if python:
             whole = f'case "$2" in *ctypes*) echo {python} 64 {glibc} ;; *) echo {python} ;; esac'
@@ -80,9 +89,8 @@ class Board:
 
     def sh(self, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {"PATH": str(self.bin), "HOME": str(self.home)}
-        dash = shutil.which("dash") or "/bin/sh"
         return subprocess.run(
-            [dash, str(script), *arguments],
+            [*self.shell, str(script), *arguments],
             env=environment,
             capture_output=True,
             text=True,
