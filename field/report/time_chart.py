@@ -48,7 +48,7 @@ def time_chart(
 ) -> Drawing:
     """`lines` have a point at least."""
     measured = [y for one in lines for _, y in one.points]
-    values = ticks(0.0 if from_zero else min(measured), max(measured), 6)
+    values = ticks(min(measured + [0.0] * from_zero), max(measured), 6)
     drawn, top = svg.legend([(one.colour, one.name, one.is_limit) for one in lines], 0)
     top += _MARKS
     bottom = top + _HEIGHT
