@@ -431,10 +431,10 @@ def test_it_tells_devices_figures_events_and_where_the_records_are(results: Path
     text = page_of(results).text
     for told in (
         "Field test: panels", "48 answers from 2 devices", "Raspberry Pi 5 Model B Rev 1.0",
-        "Cortex-A76, 4 cores", "asimd asimddp fphp", "4.1 GB, 209.0 MB swap", "0.1.0 (aaaaaaaaaaaaaaaa)", "nano (bbbbbbbbbbbbbbbb)",
-        "2025-10-09 08:53:20", "ssh-pi-pi5.local/records.jsonl", "adb-0123456789/records.jsonl",
-        "1 restart of the process", "1 reboot", "1 time out of reach", "No route to host",
-        "killed by signal 9", "What does gauge 0 read?", "at the soft temperature limit",
+        "Cortex-A76, 4 cores", "asimd asimddp fphp", "4.1 GB, 209.0 MB swap", "0.1.0 (aaaaaaaaaaaaaaaa)",
+        "nano (bbbbbbbbbbbbbbbb)", "2025-10-09 08:53:20", "ssh-pi-pi5.local/records.jsonl",
+        "adb-0123456789/records.jsonl", "1 restart of the process", "1 reboot", "1 time out of reach",
+        "No route to host", "killed by signal 9", "What does gauge 0 read?", "at the soft temperature limit",
     ):  # fmt: skip
         assert told in text
 
