@@ -280,7 +280,7 @@ def test_a_runner_that_is_killed_goes_on(fake: Fake, tmp_path: Path) -> None:
     run(tmp_path / "r", plan_of("echo a", "slow 0.3", "echo c"), fake, on_record=kill)
     assert killed
     assert answers_in(tmp_path / "r") == ["a", "0.3", "c"]
-    assert [e for e in events_in(tmp_path / "r")] == ["lost", "back", "resumed", "done"]
+    assert list(events_in(tmp_path / "r")) == ["lost", "back", "resumed", "done"]
 
 
 def test_a_reboot_in_a_soak_is_told_and_the_soak_goes_on(fake: Fake, tmp_path: Path) -> None:
