@@ -21,6 +21,7 @@ class Change:
     now: str
     now_interval: str
     change: str
+    in_percent: str
     verdict: str  # for shares of right answers
 
 
@@ -112,7 +113,7 @@ def _changes(before: Figures, now: Figures, otherwise: tuple[int, int]) -> tuple
             "",
             NONE if today is None else told(today),
             "",
-            "" if then is None or today is None else _change(then, today, told, in_percent),
+            *(("", "") if then is None or today is None else _change(then, today, told, in_percent)),
             "",
         )
 
@@ -124,12 +125,12 @@ def _changes(before: Figures, now: Figures, otherwise: tuple[int, int]) -> tuple
     rows = [
         _share_change("right, exactly", before.exact, now.exact),
         _share_change("right, numerically", before.numeric, now.numeric),
-        Change("answered otherwise", "", "", f"{differ:,} of {both:,}", "", "", "") if both else None,
+        Change("answered otherwise", "", "", f"{differ:,} of {both:,}", "", "", "", "") if both else None,
         measured("first token, median", of(lambda f: f.first_token, "median"), milliseconds),
         measured("first token, 95\N{NO-BREAK SPACE}%", of(lambda f: f.first_token, "p95"), milliseconds),
         measured("answer, median", of(lambda f: f.answer, "median"), milliseconds),
         measured("answer, 95\N{NO-BREAK SPACE}%", of(lambda f: f.answer, "p95"), milliseconds),
-        measured("decode speed", lambda f: f.decode_tokens_per_s, lambda v: f"{v:,.1f} tokens/s"),
+        measured("decoded tokens/s", lambda f: f.decode_tokens_per_s, lambda v: f"{v:,.1f}"),
         measured("visual tokens", lambda f: f.visual_tokens, lambda v: f"{v:,.0f}"),
         measured("peak memory", lambda f: f.peak_resident_bytes or None, megabytes),
         measured("hottest", lambda f: f.hottest_c, lambda v: f"{v:.1f} °C", in_percent=False),
@@ -152,23 +153,22 @@ def _share_change(name: str, before: Share | None, now: Share | None) -> Change 
         _interval(now),
     )
     if before is None or now is None:
-        return Change(name, *told, "", "")
+        return Change(name, *told, "", "", "")
     points = 100 * (now.value - before.value)
     overlap = before.low <= now.high and now.low <= before.high
     verdict = NO_DIFFERENCE if overlap else "better" if points > 0 else "worse"
-    return Change(name, *told, f"{_signed(points, 1)} points", verdict)
+    return Change(name, *told, f"{_signed(points, 1)} points", "", verdict)
 
 
 def _interval(share: Share | None) -> str:
     return "" if share is None else interval(share)
 
 
-def _change(before: float, now: float, told: Callable[[float], str], in_percent: bool) -> str:
+def _change(before: float, now: float, told: Callable[[float], str], in_percent: bool) -> tuple[str, str]:
     if told(now) == told(before):
-        return "none"
-    sign = "+" if now > before else "−"
-    share = f" ({_signed(100 * (now / before - 1), 0)}\N{NO-BREAK SPACE}%)" if before and in_percent else ""
-    return f"{sign}{told(abs(now - before))}{share}"
+        return "none", ""
+    share = f"{_signed(100 * (now / before - 1), 0)}\N{NO-BREAK SPACE}%" if before and in_percent else ""
+    return f"{'+' if now > before else '−'}{told(abs(now - before))}", share
 
 
 def _signed(value: float, digits: int) -> str:

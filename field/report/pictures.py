@@ -124,7 +124,7 @@ def _card(
         picture, missing = None, error.message if isinstance(error, EdgeError) else "it cannot be read"
     routed, more = _routed(about, colours, name, picture, everybody) if picture else ((), 0)
     return Card(
-        name=about[0].answer.image,
+        name="/".join(about[0].answer.image.split("/")[-2:]),  # where it is on somebody's disk is theirs
         missing=missing,
         definition=_definition(name, picture) if picture else Markup(""),
         routed=routed,

@@ -34,8 +34,17 @@ def verdict(found: Found) -> Verdict:
     sentences += _quality(figures)
     sentences += [f"To look at: {'; '.join(troubles)}."] if troubles else []
     if answers and not troubles:
-        sentences.append("No errors, no restarts, nothing throttled, no budget exceeded.")
+        sentences.append(f"{', '.join(_fine(figures)).capitalize()}.")
     return Verdict(bool(answers) and not troubles, tuple(sentences))
+
+
+def _fine(figures: Sequence[Figures]) -> Iterator[str]:
+    """Of what could have been seen."""
+    yield "no errors, no restarts"
+    if all(one.throttled is not None for one in figures):
+        yield "nothing throttled"
+    if any(one.budget_bytes for one in figures):
+        yield "no memory budget exceeded"
 
 
 def _time(found: Found) -> str:

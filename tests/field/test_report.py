@@ -446,6 +446,23 @@ def test_it_keeps_users_folders_and_groups_to_itself(results: Path) -> None:
     assert str(results.parent) not in html
 
 
+def test_nothing_of_ours_is_taken_for_unprintable(results: Path) -> None:
+    text = page_of(results, results).text
+    assert "\N{REPLACEMENT CHARACTER}" not in text
+    assert "95 %" in text
+
+
+def test_of_a_pictures_place_only_its_last_folder_is_told(tmp_path: Path) -> None:
+    device = Device()
+    device.answer(image=device.picture(1))
+    device.lines[-1] = device.lines[-1].replace(
+        '"image": "photo.jpg"', '"image": "../../home/me/set/photo.jpg"'
+    )
+    text = page_of(write_and_get(device, tmp_path)).text
+    assert " set/photo.jpg" in text
+    assert "home" not in text
+
+
 def test_every_drawing_has_a_name_and_says_what_it_shows(results: Path) -> None:
     drawings = [one for one in page_of(results).drawings if one]
     titles = [one["title"] for one in drawings]
@@ -582,7 +599,12 @@ def test_a_test_without_trouble_is_said_to_be_fine(tmp_path: Path) -> None:
     told = verdict([(one, figures_of(one)) for one in read_results(tmp_path).devices])
     assert told.is_fine
     assert told.sentences[0] == "4 answers from 1 device in 2 s."
-    assert told.sentences[1].startswith("75\N{NO-BREAK SPACE}% (30 to 95")
+    assert (
+        told.sentences[1] == "75\N{NO-BREAK SPACE}% (30 to 95\N{NO-BREAK SPACE}%) of the answers are right."
+    )
+    assert (
+        told.sentences[-1] == "No errors, no restarts, no memory budget exceeded."
+    )  # of throttling it told nothing
 
 
 def test_what_must_be_looked_at_is_named(tmp_path: Path) -> None:
@@ -611,7 +633,7 @@ def compared(now: Device, before: Device, folder: Path) -> tuple[Results, dict[s
         earlier,
         [(d, figures_of(d)) for d in earlier.devices],
     )
-    rows = {c.figure: (c.before, c.now, c.change, c.verdict) for c in told.compared[0].changes}
+    rows = {c.figure: (c.before, c.now, c.change, c.in_percent, c.verdict) for c in told.compared[0].changes}
     return found, rows
 
 
@@ -621,8 +643,8 @@ def test_each_figure_is_shown_with_its_change(tmp_path: Path) -> None:
         device.answer(total_ms=ms, first_ms=ms / 2)
         device.telemetry(temperature_c={"cpu": ms / 10})
     _, rows = compared(now, before, tmp_path)
-    assert rows["answer, median"] == ("400 ms", "500 ms", "+100 ms (+25\N{NO-BREAK SPACE}%)", "")
-    assert rows["hottest"] == ("40.0 °C", "50.0 °C", "+10.0 °C", "")
+    assert rows["answer, median"] == ("400 ms", "500 ms", "+100 ms", "+25\N{NO-BREAK SPACE}%", "")
+    assert rows["hottest"] == ("40.0 °C", "50.0 °C", "+10.0 °C", "", "")
     assert rows["peak memory"][2] == "none"
     assert "slowest clock" in rows
 
@@ -639,7 +661,7 @@ def test_accuracy_differs_only_where_intervals_do(
         for i in range(100):
             device.answer(str(i), exact=i < right, answer="yes" if i < right else "no")
     _, rows = compared(now, before, tmp_path)
-    assert rows["right, exactly"][3] == verdict_told
+    assert rows["right, exactly"][4] == verdict_told
     assert rows["answered otherwise"][1] == f"{abs(right_now - right_before)} of 100"
 
 
