@@ -7,8 +7,11 @@ import re
 import statistics
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -327,6 +330,32 @@ def test_a_clock_that_jumps_does_not_stretch_the_test() -> None:
 def test_records_without_their_running_time_are_placed_by_the_clock() -> None:
     axis = TimeAxis()
     assert [axis.place(t, None) for t in (100.0, 104.0, 103.0, None, 109.0)] == [0, 4, 4, 4, 10]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.data())
+@settings(max_examples=25)
+def test_whatever_values_records_have_there_is_a_page(data: st.DataObject) -> None:
+    device = eventful()
+    device.pictures.clear()  # they take most of the time
+    lines = [json.loads(line) for line in device.lines]
+    for _ in range(data.draw(st.integers(1, 12))):
+        place = data.draw(st.sampled_from(lines))
+        while isinstance(inner := place[key := data.draw(st.sampled_from(sorted(place)))], dict) and inner:
+            if data.draw(st.booleans()):
+                break
+            place = inner
+        place[key] = data.draw(JSON)
+    device.lines = [json.dumps(line) for line in lines]
+    with TemporaryDirectory() as folder:
+        device.write(Path(folder))
+        page_of(Path(folder), Path(folder))
 
 
 # What is missing.
