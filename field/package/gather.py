@@ -116,6 +116,8 @@ def _what_pip_said(text: str, cache: Path) -> CannotGather | NotAsLocked:
             f"{which or 'a wheel'}: what pip fetched is not what field/data/wheels.lock says",
             "Ask the package index that pip uses here why it has another file of that name.",
         )
+    if re.search(r"ConnectionError|ConnectTimeout|ReadTimeout|ProxyError|SSLError|name resolution", text):
+        return CannotGather("pip cannot reach its package index for wheels", _REACH.format(cache))
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
     return CannotGather(f"pip cannot fetch wheels: {(errors or lines or ['?'])[-1]}", _REACH.format(cache))
 
