@@ -2,7 +2,8 @@
 # Installs hypervl-edge for @TARGET@ into a folder of yours. It needs no network and no root.
 set -u
 target='@TARGET@' kernels='@KERNELS@' python='@PYTHON@' bits='@BITS@' glibc='@GLIBC@' android='@ANDROID@'
-runtime='@RUNTIME@' bundle='@BUNDLE@' name='@NAME@' kilobytes='@KILOBYTES@'
+runtime='@RUNTIME@' bundle='@BUNDLE@' name='@NAME@'
+runtime_kilobytes='@RUNTIME_KILOBYTES@' bundle_kilobytes='@BUNDLE_KILOBYTES@'
 unit=hypervl-edge-watch.service
 
 usage() {
@@ -64,6 +65,14 @@ check_machine() {
         "Make one for it: toolkit package --target pi-arm64, pi-armv7, linux-arm64, linux-x64 or android-arm64."
 }
 
+# Debian's programs of 32 bits are laid out for pages of 4 kB; the usual kernel of a Pi 5 has 16.
+check_pages() {
+    [ "$bits" = 32 ] || return 0
+    pages=$(getconf PAGESIZE 2>/dev/null) || return 0
+    [ "$pages" = 4096 ] || fail "this kernel has pages of $pages bytes, and programs of 32 bits need 4096" \
+        "On a Pi 5, add kernel=kernel8.img to config.txt; or use a package for pi-arm64."
+}
+
 # Of an installed Python that is to serve: its version, whether it is whole, its bits, its C library.
 check_python() {
     [ -n "$python" ] || return 0 # it is in the package
@@ -106,6 +115,9 @@ check_space() {
     while [ ! -d "$above" ]; do above=${above%/*} && [ -n "$above" ] || above=/; done
     [ -w "$above" ] || fail "you may not write to $above" "Choose another folder: --prefix DIR."
     [ "$here" != "$prefix" ] || return 0
+    kilobytes=0
+    [ -d "$prefix/runtimes/$runtime" ] || kilobytes=$((kilobytes + runtime_kilobytes))
+    [ -z "$bundle" ] || [ -d "$prefix/bundles/$bundle" ] || kilobytes=$((kilobytes + bundle_kilobytes))
     # shellcheck disable=SC2046
     set -- $(df -Pk "$above" 2>/dev/null | tail -n 1)
     case ${4-} in '' | *[!0-9]*) return 0 ;; esac
@@ -202,6 +214,7 @@ case $0 in */*) here=${0%/*} ;; *) here=. ;; esac
 here=$(CDPATH='' cd -- "$here" && pwd) || exit 3
 read_options "$@"
 check_machine
+check_pages
 check_python
 check_space
 check_files

@@ -19,10 +19,11 @@ from field.package.tree import Source, files_of, write_tar
 from field.platforms import ANDROID_PREFIX, OWN, OWN_PYTHON, Platform
 from rpi_runtime.bundle import Bundle
 from rpi_runtime.errors import UsageError
-from rpi_runtime.manifest import MANIFEST_FILE
+from rpi_runtime.manifest import DECODER, MANIFEST_FILE
 
 TOP = "hypervl-edge"  # the one folder of an archive
-_MISREAD = re.compile(r"int8|int4-block")  # recipes
+# Recipes of which tflite-runtime gets no graph right, and what it gets right of the decoder's.
+_MISREAD, _RIGHT_DECODER = ("int8", "int4"), "int4-channel"
 _SPARE_BYTES = 16 << 20  # beyond its files: folders, the ends of blocks, bytecode
 
 
@@ -95,11 +96,15 @@ def check_runs_there(bundle: Path, platform: Platform) -> None:
     if platform.machine != "armv7l":
         return
     components = Bundle.open(bundle, verify=False).manifest.components
-    wrong = [f"{c.name} {c.recipe}" for c in components if _MISREAD.match(c.recipe)]
+    wrong = [
+        f"{c.name} {c.recipe}"
+        for c in components
+        if c.recipe.startswith(_MISREAD) and (c.name, c.recipe) != (DECODER, _RIGHT_DECODER)
+    ]
     if wrong:
         raise UsageError(
             f"{bundle}: tflite-runtime, which runs on {platform.name}, miscomputes {', '.join(wrong)}",
-            "Convert for such boards: --recipe vrc=w8a8,vision=w8a8,decoder=int4-channel, or fp16 for each.",
+            "Convert for such boards: --recipe vrc=w8a8,vision=w8a8,decoder=fp16, or fp16 for all.",
         )
 
 
@@ -194,7 +199,8 @@ def _texts(package: Package) -> list[tuple[str, str]]:
         RUNTIME=runtime.id,
         BUNDLE=bundle.id if bundle else "",
         NAME=bundle.name if bundle else "",
-        KILOBYTES=str((package.bytes + _SPARE_BYTES) // 1024),
+        RUNTIME_KILOBYTES=str((runtime.bytes + _SPARE_BYTES) // 1024),
+        BUNDLE_KILOBYTES=str(-(-bundle.bytes // 1024) if bundle else 0),
     )
     return [
         ("README.txt", readme),

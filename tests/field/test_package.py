@@ -85,21 +85,31 @@ def test_a_bundles_name_cannot_steer_a_shell() -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "refused"),
-    [("fp32", False), ("w8a8", False), ("int4-channel", False), ("int8", True), ("int4-block32", True)],
+    ("name", "recipe", "refused"),
+    [
+        ("decoder", "fp32", False),
+        ("decoder", "int4-channel", False),
+        ("decoder", "int8", True),
+        ("decoder", "int4", True),
+        ("decoder", "int4-block32", True),
+        ("vision_base", "fp16", False),
+        ("vision_base", "w8a8", False),
+        ("vision_base", "int4-channel", True),
+        ("vrc", "int8", True),
+    ],
 )
 def test_a_bundle_that_tflite_runtime_miscomputes_is_refused_for_32_bits(
-    monkeypatch: pytest.MonkeyPatch, recipe: str, refused: bool
+    monkeypatch: pytest.MonkeyPatch, name: str, recipe: str, refused: bool
 ) -> None:
-    decoder = SimpleNamespace(name="decoder", recipe=recipe)
-    opened = SimpleNamespace(manifest=SimpleNamespace(components=(decoder,)))
+    component = SimpleNamespace(name=name, recipe=recipe)
+    opened = SimpleNamespace(manifest=SimpleNamespace(components=(component,)))
     monkeypatch.setattr(Bundle, "open", lambda path, verify: opened)
     check_runs_there(Path("bundle"), platform("pi-arm64"))
     if not refused:
         return check_runs_there(Path("bundle"), platform("pi-armv7"))
-    with pytest.raises(UsageError, match=f"miscomputes decoder {recipe}") as raised:
+    with pytest.raises(UsageError, match=f"miscomputes {name} {recipe}") as raised:
         check_runs_there(Path("bundle"), platform("pi-armv7"))
-    assert "int4-channel" in raised.value.remedy
+    assert "decoder=fp16" in raised.value.remedy
 
 
 # install.sh.
@@ -237,6 +247,25 @@ def test_too_little_space_is_told_before_anything_is_written(tmp_path: Path, pac
     assert done.returncode == 3
     assert "has 10 MB free, and 17 MB are needed" in done.stderr
     assert tree(device.home) == []
+
+
+def test_programs_of_32_bits_need_pages_of_4_kb(tmp_path: Path) -> None:
+    """A Pi 5's usual kernel has larger ones."""
+    device = Board(tmp_path / "board", machine="aarch64", python="")
+    folder = unpacked(Package(runtime(tmp_path / "r", "pi-armv7", OWN), None), tmp_path / "u")
+    device.program("getconf", "echo 16384")
+    done = device.sh(folder / "install.sh")
+    assert done.returncode == 3
+    assert "pages of 16384 bytes" in done.stderr
+    device.program("getconf", "echo 4096")
+    assert device.sh(folder / "install.sh").returncode == 0
+
+
+def test_a_full_disk_is_no_matter_when_all_of_it_is_there(tmp_path: Path, package: Package) -> None:
+    folder, device = unpacked(package, tmp_path / "u"), Board(tmp_path / "board")
+    device.sh(folder / "install.sh")
+    device.program("df", "echo; echo /dev/root 99999 99999 0 100% /")
+    assert device.sh(folder / "install.sh").returncode == 0
 
 
 def test_a_copy_that_fails_midway_leaves_what_was_installed(tmp_path: Path, package: Package) -> None:
