@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from field.package.contents import OURS
-from field.package.package import Package, PackedBundle, write_archive
+from field.package.package import Package, PackedBundle, bundle_id, write_archive
 from field.package.runtime import Runtime, runtime_id
 from field.platforms import OWN, platform
 
@@ -38,8 +38,7 @@ def bundle(folder: Path, name: str = "nano", text: str = "{}") -> PackedBundle:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "manifest.json"
     file.write_text(text)
-    digits = f"{abs(hash(text)):016x}"[:16]
-    return PackedBundle(digits, name, (("manifest.json", file, ""),), len(text), gpu=False)
+    return PackedBundle(bundle_id(file), name, (("manifest.json", file, ""),), len(text), gpu=False)
 
 
 def unpacked(package: Package, folder: Path) -> Path:
