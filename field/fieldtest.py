@@ -33,7 +33,10 @@ from rpi_runtime.errors import EdgeError, UsageError
 _BEAT_S = 5.0  # `held` there waits for a minute
 _SILENCE_S = 60.0  # of a runner, which gives a sign of life every 5 s
 _GRACE_S = 25.0  # for a runner that was asked to end
-_LONGEST_DELAY_S = 30.0
+FIRST_DELAY_S, LONGEST_DELAY_S = (
+    1.0,
+    30.0,
+)  # before a device that is lost is tried again; twice as long each time
 _TRIES = 5  # of a runner that ends again and again and gets nothing done
 _SAID_LINES = 20
 _AT_ONCE = 200  # pictures that are fetched together
@@ -129,7 +132,7 @@ class DeviceTest(threading.Thread):
         self.was_reached = self.results.history.start is not None
         if self.is_done:
             return
-        lost_at, delay_s, tries = 0.0, 1.0, 0
+        lost_at, delay_s, tries = 0.0, FIRST_DELAY_S, 0
         with self._connect(self.address) as device:
             while not self._stop_asked.is_set():
                 seq = self.results.history.seq
@@ -140,7 +143,7 @@ class DeviceTest(threading.Thread):
                     self._lost(lost)
                     got_on = self.results.history.seq > seq
                     if got_on or not lost_at:
-                        lost_at, delay_s, tries = time.monotonic(), 1.0, 0
+                        lost_at, delay_s, tries = time.monotonic(), FIRST_DELAY_S, 0
                     if time.monotonic() - lost_at > self._patience_s:
                         raise DeviceLost(
                             f"{lost.message}, for {self._patience_s / 60:.0f} minutes",
@@ -154,7 +157,7 @@ class DeviceTest(threading.Thread):
                     if tries >= _TRIES:
                         raise
                 self._stop_asked.wait(delay_s)
-                delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+                delay_s = min(2 * delay_s, LONGEST_DELAY_S)
 
     def _lost(self, why: EdgeError) -> None:
         if not self.was_reached:
@@ -166,6 +169,7 @@ class DeviceTest(threading.Thread):
     def _visit(self, device: Device) -> None:
         """Until the test there is done, or was stopped because we asked for it."""
         place = find_place(device, self._run, self._bundle)
+        self.was_reached = True
         if not self.results.history.is_done:
             prepare(device, place, self._plan, self._pictures, self.results.of_device())
             self._follow(device, place)
@@ -208,7 +212,6 @@ class DeviceTest(threading.Thread):
         if self._is_lost:
             self.results.tell(records.BACK, "the device is back, and the test goes on")
             self._is_lost = False
-        self.was_reached = True
         try:
             self.results.add(line)
         except ValueError as error:  # the next visit gets them all

@@ -1,5 +1,5 @@
-"""`python cut_connection.py BYTES SCRIPT`: a connection to this machine that is cut after so many bytes of what
-`sh` prints, without a word, as by a network that is gone."""
+"""`python cut_connection.py BYTES SCRIPT`: a connection to this machine that is cut after the first line, and
+so many bytes, of what `sh` prints, without a word, as by a network that is gone; -1: at its first byte."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ if __name__ == "__main__":
         process.stdin.close()
 
     threading.Thread(target=forward, daemon=True).start()
-    while left > 0 and (piece := os.read(process.stdout.fileno(), min(left, 4096))):
+    if left >= 0:
+        os.write(1, process.stdout.readline())
+    while left > 0 and (piece := process.stdout.read(1)):
         os.write(1, piece)
-        left -= len(piece)
+        left -= 1
+    process.stdout.read(1)
     os._exit(255)

@@ -1,4 +1,4 @@
-"""`python scripted_runner.py RUN_FOLDER BUNDLE ROOT [SENT]`: the runner with `scripted_worker`, and ROOT for /."""
+"""`python scripted_runner.py RUN_FOLDER BUNDLE ROOT [SENT]`: the runner with a scripted worker."""
 
 from __future__ import annotations
 

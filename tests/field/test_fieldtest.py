@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from field.address import Address, parse_address
 from field.connect import LocalDevice
 from field.device import Device, DeviceLost, quote
 from field.fieldtest import FieldTest
-from field.place import Place, find_place
+from field.machine import Machine, probe
+from field.place import Place
 from field.plan import RECORDS_FILE, Camera, Case, Plan
 from field.records import Record, read_records
 from field.store import Results
@@ -46,7 +48,7 @@ class Fake:
         self.bundle.mkdir()
         (self.bundle / "manifest.json").write_text('{"model": "none"}')
         self.boot("one")
-        self.cuts: list[int] = []  # bytes after which each connection of a runner is cut
+        self.cuts: list[int] = []  # bytes after its first line at which each connection of a runner is cut
         self.unreachable = 0  # times
         self.connections = 0
         fake = self
@@ -58,9 +60,13 @@ class Fake:
             return f"{environment} {' '.join(quote(str(word)) for word in words)}"
 
         monkeypatch.setattr(Place, "runner", runner)
-        monkeypatch.setattr(
-            fieldtest, "find_place", lambda device, run, bundle: find_place(_here(device), run, fake.bundle)
-        )
+        monkeypatch.setattr(fieldtest, "find_place", self._place)
+        monkeypatch.setattr(fieldtest, "FIRST_DELAY_S", 0.05)
+
+    def _place(self, device: Device, run: str, bundle: Path | None) -> Place:
+        device.run("true")  # or it is lost
+        folder = str(self.base / "home/field" / run)
+        return Place(folder, "", str(self.bundle), "none", {}, this_machine())
 
     def boot(self, name: str) -> None:
         path = self.root / "proc/sys/kernel/random/boot_id"
@@ -90,9 +96,9 @@ class Fake:
         return found
 
 
-def _here(device: Device) -> Device:
-    device.run("true")  # or it is lost
-    return LocalDevice(LOCAL)
+@cache
+def this_machine() -> Machine:
+    return probe(LocalDevice(LOCAL))
 
 
 @pytest.fixture
@@ -145,8 +151,11 @@ def test_a_suite_is_asked_of_a_real_bundle(
     suite = tmp_path / "suite.yaml"
     suite.write_text(
         f"images: [{photo}]\n"
-        "questions: [{ask: What is this?, expect: nothing}, What?]\n"
-        "variants: [{name: routed, threads: 1}, {name: full, route: 'fixed:1.0'}, {name: none, branch: large, delegate: npu}]\n"
+        "questions: [{ask: 'What is this?', expect: nothing}, 'What?']\n"
+        "variants:\n"
+        "  - {name: routed, threads: 1}\n"
+        "  - {name: full, route: 'fixed:1.0'}\n"
+        "  - {name: none, delegate: npu}\n"
         "max_new_tokens: 3\n"
     )
     found = read_suite(suite)
@@ -171,7 +180,7 @@ def test_a_suite_is_asked_of_a_real_bundle(
         assert answer["exact"] is (False if answer["expected"] else None)
         (image,) = answer["report"]["images"]
         assert image["name"] == answer["image"]
-        assert image["encoded_tiles"] == len(image["sides_px"]) > 1
+        assert image["encoded_tiles"] == len(image["sides_px"])
         assert answer["report"]["reused_tokens"] == 0
         assert (tmp_path / "results/pictures" / answer["image_file"]).read_bytes() == photo.read_bytes()
     (error,) = [record for record in told if record["kind"] == "error"]
@@ -193,7 +202,7 @@ def test_when_all_is_done_the_same_command_asks_nothing(fake: Fake, tmp_path: Pa
     assert records_in(tmp_path / "r") == before
 
 
-@pytest.mark.parametrize("after_bytes", [1, 900, 1500, 2222])
+@pytest.mark.parametrize("after_bytes", [-1, 0, 900, 1500, 2222])
 def test_a_connection_that_is_cut_is_made_again_and_nothing_is_lost(
     fake: Fake, tmp_path: Path, after_bytes: int
 ) -> None:
@@ -203,13 +212,12 @@ def test_a_connection_that_is_cut_is_made_again_and_nothing_is_lost(
     assert answers_in(tmp_path / "r") == [f"0.0{i}" for i in range(1, 9)]
     check_nothing_is_lost(tmp_path / "r")
     assert fake.connections == 2
-    if after_bytes > 100:
-        told = [what for what in events_in(tmp_path / "r") if what in ("lost", "back", "done")]
-        assert told == ["lost", "back", "done"]
+    told = [what for what in events_in(tmp_path / "r") if what in ("lost", "back", "done")]
+    assert told == ["lost", "back", "done"]
 
 
 def test_a_device_that_stays_away_is_waited_for(fake: Fake, tmp_path: Path) -> None:
-    fake.cuts = [1500]
+    fake.cuts = [600]
 
     def vanish(address: Address, record: Record) -> None:
         if record.get("what") == "lost":
@@ -225,7 +233,7 @@ def test_a_device_that_stays_away_is_waited_for(fake: Fake, tmp_path: Path) -> N
 
 def test_patience_ends_and_the_same_command_goes_on(fake: Fake, tmp_path: Path) -> None:
     plan = plan_of("echo a", "slow 0.3", "echo c")
-    fake.cuts = [1500]
+    fake.cuts = [600]
 
     def vanish(address: Address, record: Record) -> None:
         if record.get("what") == "lost":
@@ -280,7 +288,7 @@ def test_a_runner_that_is_killed_goes_on(fake: Fake, tmp_path: Path) -> None:
     run(tmp_path / "r", plan_of("echo a", "slow 0.3", "echo c"), fake, on_record=kill)
     assert killed
     assert answers_in(tmp_path / "r") == ["a", "0.3", "c"]
-    assert list(events_in(tmp_path / "r")) == ["lost", "back", "resumed", "done"]
+    assert events_in(tmp_path / "r") == ["lost", "back", "resumed", "done"]
 
 
 def test_a_reboot_in_a_soak_is_told_and_the_soak_goes_on(fake: Fake, tmp_path: Path) -> None:
@@ -301,7 +309,7 @@ def test_a_reboot_in_a_soak_is_told_and_the_soak_goes_on(fake: Fake, tmp_path: P
 
 
 def test_what_a_device_s_storage_lost_with_its_power_is_given_back(fake: Fake, tmp_path: Path) -> None:
-    fake.cuts = [3000]
+    fake.cuts = [2000]
 
     def lose(address: Address, record: Record) -> None:
         if record.get("what") == "lost":
@@ -316,7 +324,7 @@ def test_what_a_device_s_storage_lost_with_its_power_is_given_back(fake: Fake, t
 
 def test_a_line_that_a_killed_host_tore_is_fetched_again(fake: Fake, tmp_path: Path) -> None:
     plan = plan_of("echo a", "slow 0.3", "echo c")
-    fake.cuts = [1500]
+    fake.cuts = [600]
     run(tmp_path / "r", plan, fake, patience_s=0.0, on_record=_unreachable_when_lost(fake))
     path = tmp_path / "r/local" / RECORDS_FILE
     os.truncate(path, path.stat().st_size - 5)
@@ -357,8 +365,8 @@ def test_shots_of_a_camera_are_fetched(fake: Fake, tmp_path: Path) -> None:
 
 
 def test_answers_of_two_bundles_are_not_mixed(fake: Fake, tmp_path: Path) -> None:
-    plan = plan_of("echo a", "slow 0.3")
-    fake.cuts = [1500]
+    plan = plan_of("echo a", "slow 0.5", "echo c")
+    fake.cuts = [600]
     run(tmp_path / "r", plan, fake, patience_s=0.0, on_record=_unreachable_when_lost(fake))
     fake.unreachable = 0
     (fake.bundle / "manifest.json").write_text('{"model": "other"}')
@@ -407,7 +415,7 @@ def test_ctrl_c_stops_the_device_and_the_same_command_finishes(
     nano_bundle: Path, photo: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     (tmp_path / "suite.yaml").write_text(
-        f"images: [{photo}]\nquestions: [{{ask: What?, expect: x}}]\nrepetitions: 25\nmax_new_tokens: 2\n"
+        f"images: [{photo}]\nquestions: [{{ask: 'What?', expect: x}}]\nrepetitions: 25\nmax_new_tokens: 2\n"
         "variants: [{threads: 1}]\n"
     )
     words = (
@@ -438,7 +446,7 @@ def test_ctrl_c_stops_the_device_and_the_same_command_finishes(
 
 
 def test_a_device_that_cannot_be_reached_is_exit_code_3(tmp_path: Path, environment: dict[str, str]) -> None:
-    (tmp_path / "suite.yaml").write_text("questions: [What?]")
+    (tmp_path / "suite.yaml").write_text("questions: ['What?']")
     done = subprocess.run(
         command(tmp_path / "suite.yaml", "--device", "ssh://nobody@127.0.0.1:1", "-o", tmp_path / "r"),
         env=environment,
@@ -450,7 +458,7 @@ def test_a_device_that_cannot_be_reached_is_exit_code_3(tmp_path: Path, environm
 
 
 def test_without_a_bundle_local_says_what_to_name(tmp_path: Path, environment: dict[str, str]) -> None:
-    (tmp_path / "suite.yaml").write_text("questions: [What?]")
+    (tmp_path / "suite.yaml").write_text("questions: ['What?']")
     done = subprocess.run(
         command(tmp_path / "suite.yaml", "--device", "local", "-o", tmp_path / "r"),
         env=environment,
