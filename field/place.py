@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
-import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +13,7 @@ from field.address import LOCAL
 from field.device import Device, DeviceError, quote
 from field.machine import Machine, probe
 from field.plan import PICTURES, RECORDS_FILE, SUITE_FILE, Order, Plan, order_text
+from field.sync import item, push
 
 _ROOT = Path(__file__).resolve().parent.parent  # of this machine's toolkit
 
@@ -73,13 +72,9 @@ def prepare(device: Device, place: Place, plan: Plan, pictures: Mapping[str, Pat
     of them with its power gets them back."""
     pictures_there = f"{place.folder}/{PICTURES}"
     device.run(f"mkdir -p {quote(place.folder)}")
-    if device.run(f"[ -d {quote(pictures_there)} ]", check=False).code:
-        partial = f"{pictures_there}.partial"
-        device.run(
-            f"rm -rf {quote(partial)}; mkdir -p {quote(partial)} && tar xf - -C {quote(partial)} && "
-            f"sync && mv {quote(partial)} {quote(pictures_there)}",
-            stdin=_archive(pictures),
-        )
+    # There whole, or not at all.
+    if pictures and device.run(f"[ -d {quote(pictures_there)} ]", check=False).code:
+        push(device, [item(path, name) for name, path in pictures.items()], pictures_there)
     order = Order(plan, str(device.address), asdict(place.machine), place.bundle_name, place.runtime)
     _put(device, f"{place.folder}/{SUITE_FILE}", order_text(order).encode())
     there = device.run(f"wc -c <{quote(f'{place.folder}/{RECORDS_FILE}')} || echo 0", check=False).text
@@ -94,20 +89,6 @@ def clean_up(device: Device, place: Place) -> None:
 def _put(device: Device, path: str, content: bytes) -> None:
     new = quote(f"{path}.new")
     device.run(f"cat >{new} && sync && mv {new} {quote(path)}", stdin=content)
-
-
-def _archive(files: Mapping[str, Path]) -> Iterator[bytes]:
-    """A tar of `files`, a file at a time."""
-    for name, path in files.items():
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            info = tarfile.TarInfo(name)
-            content = path.read_bytes()
-            info.size, info.mode = len(content), 0o644
-            tar.addfile(info, io.BytesIO(content))
-            end = tar.offset
-        yield buffer.getvalue()[:end]
-    yield bytes(10240)  # the archive's end
 
 
 def _own_bundle(bundle: Path | None) -> Path:

@@ -71,7 +71,7 @@ def field_test(
     addresses = [parse_address(text) for text in device]
     patience_s = parse_duration(patience)
     if compare is not None:
-        Results.read(compare)
+        Results.read(compare.parent if compare.is_file() else compare)
     found = read_suite(suite)
     results = Results.open(output or Path(f"field-{found.plan.name}"), found)
     test = FieldTest(results, addresses, bundle=bundle, patience_s=patience_s)
