@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from field.plan import Camera, Case, Order, Variant, Watch, write_order
-from tests.field.runs import Run, children_of, lines, wait_for, with_picture
+from tests.field.runs import ROOT, Run, children_of, lines, wait_for, with_picture
 
 
 def test_every_case_is_asked_in_every_variant_and_repetition(tmp_path: Path) -> None:
@@ -310,3 +311,15 @@ def test_a_full_storage_is_told_and_nothing_is_torn(tmp_path: Path) -> None:
 
 def _has_begun(run: Run, process: int, times: int) -> bool:
     return len(run.of("start") + run.of("event")) == times and bool(children_of(process))
+
+
+def test_the_runner_leaves_the_memory_to_what_it_tests() -> None:
+    code = "import sys, field.runner; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not set(done.stdout.split()) & {"numpy", "PIL", "tokenizers", "jinja2", "yaml", "rich", "typer"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -232,3 +233,13 @@ def test_times(text: str, seconds: float) -> None:
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(UsageError, match="is no time"):
         parse_duration(text)
+
+
+def test_the_suites_of_the_documentation_are_right(folder: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/field_test.md").read_text()
+    whole, *parts = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    plan = read(folder, whole).plan
+    assert plan.name == "intake-3"
+    assert [variant.name for variant in plan.variants] == ["routed", "full", "small", "gpu"]
+    for part in parts:
+        assert read(folder, f"{part}questions: [A]\n").plan.live
