@@ -56,7 +56,8 @@ _PACKAGES = (
 _ROOMS = ("rpi_runtime", "delegates", "vqa", "toolkit")  # of the light install
 _SPARE_MB = 4096
 
-_INIT = """#!/bin/sh
+_UP = "the board is up"
+_INIT = f"""#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 mkdir -p /dev/pts /dev/shm; mount -t devpts pts /dev/pts; mount -t tmpfs shm /dev/shm
@@ -65,6 +66,7 @@ mount -t tmpfs tmp /tmp; mount -t tmpfs -o mode=755 run /run; mkdir -p /run/sshd
 echo board > /proc/sys/kernel/hostname
 ip link set lo up; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2
 /usr/sbin/sshd
+echo {_UP} > /dev/console
 while :; do wait; sleep 5; done
 """
 # Key exchange and cipher are those that an emulated CPU has soonest done.
@@ -117,7 +119,7 @@ class Board:
             start = initrd("board-initrd", found, "exec /bin/busybox switch_root /root /sbin/board-init")
             ports = {self.port: 22}
             self._machine = Machine(found, start, drives, memory_mb=memory_mb, cpu=cpu, ports=ports)
-            self._machine.wait(self._answers)
+            self._wait(boots=1)
             if free_mb is not None:
                 self.leave_free(free_mb)
         except BaseException:
@@ -141,13 +143,13 @@ class Board:
 
     def reboot(self, *, power_cut: bool = False) -> None:
         """Comes back when it is up again. `power_cut` loses what was not yet on the disk."""
-        before = self.boot_id
         assert self._machine
+        boots = self._machine.console().count(_UP)
         if power_cut:
             self._machine.cut_power()
         else:
             self.run("(sleep 0.2; reboot) > /dev/null 2>&1 &")  # which closes no connection
-        self._machine.wait(lambda: self._answers() and self.boot_id not in ("", before))
+        self._wait(boots + 1)
 
     def pause(self) -> None:
         """It vanishes: answers nothing, closes no connection."""
@@ -185,6 +187,12 @@ class Board:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _wait(self, boots: int) -> None:
+        machine = self._machine
+        assert machine
+        # Who knocks too early is let in late.
+        machine.wait(lambda: machine.console().count(_UP) >= boots and self._answers())
 
     def _answers(self) -> bool:
         with suppress(subprocess.TimeoutExpired):
@@ -263,7 +271,7 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-_UP = """The board is up: {memory} MB, {cpu}, at {address}. For ssh and the toolkit to
+_HOW = """The board is up: {memory} MB, {cpu}, at {address}. For ssh and the toolkit to
 find its key, put this line at the top of ~/.ssh/config, once:
 
   Include "{config}"
@@ -295,7 +303,7 @@ def main() -> int:
                 )
             )
             shown = {"memory": given.memory, "cpu": given.cpu, "address": board.address, "alias": ALIAS}
-            print(_UP.format(**shown, config=SSH_CONFIG), flush=True)
+            print(_HOW.format(**shown, config=SSH_CONFIG), flush=True)
             while True:
                 time.sleep(3600)
     except Unavailable as reason:
