@@ -53,7 +53,7 @@ _PACKAGES = (
     "util-linux",
     "procps",
 )
-_ROOMS = ("rpi_runtime", "delegates", "vqa", "toolkit")  # of the light install
+_ROOMS = ("rpi_runtime", "delegates", "vqa", "field", "toolkit")  # of the light install
 _SPARE_MB = 4096
 
 _UP = "the board is up"
