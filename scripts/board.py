@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import compileall
 import os
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from emulation import CACHE, PI4, ROOT_PACKAGES, ROOT_SUITE, Unavailable, unpacked, wheels
+from emulation import CACHE, PI4, ROOT_PACKAGES, ROOT_SUITE, Unavailable, unpacked
 from openssh import client_config, key_pair
 from qemu import Machine, Parts, filesystem, free_port, initrd, parts
 
@@ -53,7 +52,6 @@ _PACKAGES = (
     "util-linux",
     "procps",
 )
-_ROOMS = ("rpi_runtime", "delegates", "vqa", "field", "toolkit")  # of the light install
 _SPARE_MB = 4096
 
 _UP = "the board is up"
@@ -98,16 +96,15 @@ class Board:
         shared: Sequence[Path] = (),
         port: int | None = None,
         *,
-        bare: bool = False,
         free_mb: int | None = None,
     ) -> None:
-        """`bare` has nothing of this project, otherwise the light install. `free_mb` is what the disk has
-        left, by default 4 GB. Raises `Unavailable` when the parts cannot be had, or it does not come up."""
+        """`free_mb` is what the disk has left, by default 4 GB. Raises `Unavailable` when the parts cannot be
+        had, or it does not come up."""
         found = parts()
         self.port = port or free_port()
         self.key = key_pair("board-key")
         self.address = f"ssh://pi@127.0.0.1:{self.port}"
-        drives = [_image(found, self.key, bare)]
+        drives = [_image(found, self.key)]
         self._work = Path(tempfile.mkdtemp(prefix="board-"))
         self.ssh_config = self._work / "ssh_config"
         self.ssh_config.write_text(client_config(self._work, self.port, self.key, key_pair("board-host-key")))
@@ -200,12 +197,11 @@ class Board:
         return False
 
 
-def _image(found: Parts, key: Path, bare: bool) -> Path:
-    """The board's disk: Debian, and unless it is to be bare the light install's wheels and our own rooms."""
-    rooms = [] if bare else [path for room in _ROOMS for path in sorted((REPO / room).rglob("*.py"))]
+def _image(found: Parts, key: Path) -> Path:
+    """The board's disk: Debian, and nothing of this project."""
     made_by = [Path(__file__).with_name(name) for name in ("board.py", "qemu.py")]
-    newest = max(path.stat().st_mtime for path in (*rooms, *made_by, key))
-    target = CACHE / ("board-bare.img" if bare else "board.img")
+    newest = max(path.stat().st_mtime for path in (*made_by, key))
+    target = CACHE / "board.img"
     if target.exists() and target.stat().st_mtime >= newest:
         return target
     root = unpacked("bare-arm64", found.mirror, ROOT_SUITE, "arm64", _PACKAGES, dependencies=True)
@@ -228,13 +224,10 @@ def _image(found: Parts, key: Path, bare: bool) -> Path:
             ("etc/shadow", "root:*:19000:0:99999:7:::\npi:*:19000:0:99999:7:::\n", 0o600),
             ("root/.ssh/authorized_keys", public, 0o600),
             ("home/pi/.ssh/authorized_keys", public, 0o600),
-            ("etc/ssh/sshd_config", _SSHD_CONFIG + ("" if bare else "SetEnv PYTHONPATH=/opt/site\n"), 0o644),
+            ("etc/ssh/sshd_config", _SSHD_CONFIG, 0o644),
             ("etc/ssh/ssh_host_ed25519_key", host_key.read_text(), 0o600),
             ("etc/ssh/ssh_host_ed25519_key.pub", host_key.with_suffix(".pub").read_text(), 0o644),
         ]
-        if not bare:
-            files.append(("usr/bin/toolkit", '#!/bin/sh\nexec python3.11 -m toolkit.cli "$@"\n', 0o755))
-            _light_install(tree, rooms)
         for at, text, mode in files:
             (tree / at).parent.mkdir(parents=True, exist_ok=True)
             (tree / at).write_text(text)
@@ -244,16 +237,6 @@ def _image(found: Parts, key: Path, bare: bool) -> Path:
         filesystem(tree, Path(name) / "img", _SPARE_MB, {"home/pi": _PI})
         (Path(name) / "img").rename(target)
     return target
-
-
-def _light_install(tree: Path, rooms: Sequence[Path]) -> None:
-    shutil.copytree(wheels(), tree / "opt/site", symlinks=True)
-    for path in rooms:
-        place = tree / "opt/site" / path.relative_to(REPO)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
-    if sys.version_info[:2] == (3, 11):  # the board's, to which compiling would take long
-        compileall.compile_dir(tree / "opt/site", quiet=2, stripdir=str(tree))
 
 
 def _data_disk(folders: Sequence[Path], work: Path) -> Path:
@@ -294,9 +277,7 @@ def main() -> int:
     parser.add_argument("--free", type=int, metavar="MB", help="what its disk has left (default 4096)")
     given = parser.parse_args()
     try:
-        with Board(
-            given.memory, given.cpu, given.folders, given.port, bare=True, free_mb=given.free
-        ) as board:
+        with Board(given.memory, given.cpu, given.folders, given.port, free_mb=given.free) as board:
             SSH_CONFIG.write_text(
                 client_config(
                     CACHE, board.port, board.key, key_pair("board-host-key"), alias=ALIAS, user="pi"

@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rpi_runtime.printable import printable as printable
+
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
@@ -126,11 +128,6 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     return str(value)
-
-
-def printable(text: str) -> str:
-    """Without control characters: a model's words, or a name in a file, must not steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _text(value: object) -> Text:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-_SPACES = "\n\t\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}\N{IDEOGRAPHIC SPACE}"
+from rpi_runtime.printable import printable as shown_safely
+
 MAX_TEXT = 4000  # characters of one text; a longer one is cut
 
 
 def printable(text: str) -> str:
-    """Without characters that no page may hold, or that turn what stands around them (as U+202E does)."""
-    shown = "".join(c if c.isprintable() or c in _SPACES else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """What a page may hold of it."""
+    shown = shown_safely(text)
     return shown if len(shown) <= MAX_TEXT else f"{shown[:MAX_TEXT]}…"
 
 

@@ -35,7 +35,7 @@ def sshd(ssh_configs: Path) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def board(ssh_configs: Path) -> Iterator[Any]:
     """A Pi 4 with 512 MB, on which nothing of ours is installed."""
-    with started("board", "Board", bare=True) as running:
+    with started("board", "Board") as running:
         (ssh_configs / "board.conf").symlink_to(running.ssh_config)
         yield running
 

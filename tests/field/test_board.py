@@ -20,7 +20,7 @@ def up(memory_mb: int, cpu: str, work: Path) -> Iterator[Reached]:
     emulation, openssh = script("emulation"), script("openssh")
     script("qemu")
     try:
-        board = script("board").Board(memory_mb, getattr(emulation, cpu), bare=True)
+        board = script("board").Board(memory_mb, getattr(emulation, cpu))
     except emulation.Unavailable as reason:
         pytest.skip(str(reason))
     with board:

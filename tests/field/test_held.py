@@ -51,11 +51,11 @@ def test_it_is_interrupted_when_its_stdin_ends() -> None:
 
 
 def test_it_is_interrupted_when_no_byte_comes_for_a_while() -> None:
-    process = start(silence=0.3)
+    process = start(silence=2)
     assert process.stdin
     assert process.stdout
-    for _ in range(4):  # longer than the silence in all
-        time.sleep(0.15)
+    for _ in range(6):  # longer than the silence in all
+        time.sleep(0.4)
         process.stdin.write("\n")
         process.stdin.flush()
     assert process.poll() is None
