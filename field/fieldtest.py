@@ -243,9 +243,7 @@ class _Remote:
     """A runner that runs on a device and is held by us."""
 
     def __init__(self, device: Device, script: str) -> None:
-        self._process = device.start(
-            f"{script}\nprintf '{records.MARK.decode()}{{\"left\":%d}}\\n' $?", stdin=subprocess.PIPE
-        )
+        self._process = device.start(f"{script}\nprintf '\\036{{\"left\":%d}}\\n' $?", stdin=subprocess.PIPE)
         assert self._process.stdin
         assert self._process.stdout
         assert self._process.stderr
