@@ -11,22 +11,22 @@ that it leaves the memory to what is tested.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from field import records, workers
+from field.alone import Alone
 from field.held import hold
 from field.history import History
+from field.interrupts import Interrupts
 from field.plan import INTERRUPTED, PICTURES, RECORDS_FILE, SUITE_FILE, Case, Order, Variant, read_order
 from field.records import Log, Sender
 from field.sources import POLL_S, CameraSource, FolderSource, LivePicture, NoShot, Source
@@ -59,10 +59,10 @@ def run(
     worker: Sequence[str] | None = None,
 ) -> int:
     """The exit code. `worker` is another command than `field.worker`. SIGINT and SIGTERM end it in order."""
-    interrupts = _Interrupts()
+    interrupts = Interrupts()
     sender = Sender(out)
     try:
-        with _Alone(folder):
+        with Alone(folder):
             order = read_order(folder / SUITE_FILE)
             runner = _Runner(folder, bundle, order, sender, sent, sensors or Sensors(), worker, interrupts)
             return runner.run()
@@ -78,33 +78,6 @@ def run(
         sender.close()
 
 
-class _Interrupts:
-    """SIGINT and SIGTERM as one KeyboardInterrupt, but not between the file and the host having a record."""
-
-    def __init__(self) -> None:
-        self._came = self._deferred = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-        if self._came:
-            self._came = False
-            raise KeyboardInterrupt
-
-    def _handle(self, number: int, frame: Any) -> None:
-        for again in (signal.SIGINT, signal.SIGTERM):  # once is enough
-            signal.signal(again, signal.SIG_IGN)
-        if not self._deferred:
-            raise KeyboardInterrupt
-        self._came = True
-
-
 class _Runner:
     def __init__(
         self,
@@ -115,7 +88,7 @@ class _Runner:
         sent: int,
         sensors: Sensors,
         worker: Sequence[str] | None,
-        interrupts: _Interrupts,
+        interrupts: Interrupts,
     ) -> None:
         self._interrupts = interrupts
         self._pictures = folder / PICTURES
@@ -368,34 +341,6 @@ def _bundle_facts(bundle: str, name: str) -> dict[str, str]:
 def _without_path(report: dict[str, Any], name: str) -> dict[str, Any]:
     """With the picture's name, where the report has its file on the device."""
     return {**report, "images": [{**image, "name": name} for image in report.get("images", ())]}
-
-
-class _Alone:
-    """One runner a folder. One from before may not know yet that its host is gone: it is ended."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "lock"
-
-    def __enter__(self) -> None:
-        self._file = self._path.open("a+")
-        for number, patience_s in ((0, 1.0), (signal.SIGINT, 15.0), (signal.SIGKILL, 5.0)):
-            if number:
-                self._file.seek(0)
-                with suppress(ValueError, OSError):
-                    os.kill(int(self._file.read()), number)
-            until = time.monotonic() + patience_s
-            while time.monotonic() < until:
-                with suppress(BlockingIOError):
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    self._file.truncate(0)
-                    self._file.write(str(os.getpid()))
-                    self._file.flush()
-                    return
-                time.sleep(0.1)
-        raise ResourceError("another runner of this field test does not end", "Restart the device.")
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
 
 if __name__ == "__main__":
