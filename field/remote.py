@@ -187,7 +187,7 @@ def _run(
     finally:
         beat.stop()
         if process.poll() is None:
-            process.kill()
+            device.end(process)
         told.join(timeout=5)
         warned.join(timeout=5)
         process.wait()

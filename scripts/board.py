@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from emulation import CACHE, PI4, ROOT_PACKAGES, ROOT_SUITE, Unavailable, unpacked
+from emulation import CACHE, PI4, ROOT_PACKAGES, ROOT_SUITE, Unavailable, making, unpacked
 from openssh import client_config, key_pair
 from qemu import Machine, Parts, filesystem, free_port, initrd, parts
 
@@ -104,7 +104,9 @@ class Board:
         self.port = port or free_port()
         self.key = key_pair("board-key")
         self.address = f"ssh://pi@127.0.0.1:{self.port}"
-        drives = [_image(found, self.key)]
+        with making("board.img") as image:
+            _make_image(image, found, self.key)
+        drives = [image]
         self._work = Path(tempfile.mkdtemp(prefix="board-"))
         self.ssh_config = self._work / "ssh_config"
         self.ssh_config.write_text(client_config(self._work, self.port, self.key, key_pair("board-host-key")))
@@ -197,13 +199,12 @@ class Board:
         return False
 
 
-def _image(found: Parts, key: Path) -> Path:
+def _make_image(target: Path, found: Parts, key: Path) -> None:
     """The board's disk: Debian, and nothing of this project."""
     made_by = [Path(__file__).with_name(name) for name in ("board.py", "qemu.py")]
     newest = max(path.stat().st_mtime for path in (*made_by, key))
-    target = CACHE / "board.img"
     if target.exists() and target.stat().st_mtime >= newest:
-        return target
+        return
     root = unpacked("bare-arm64", found.mirror, ROOT_SUITE, "arm64", _PACKAGES, dependencies=True)
     host_key = key_pair("board-host-key")
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
@@ -236,7 +237,6 @@ def _image(found: Parts, key: Path) -> Path:
             (tree / folder).chmod(0o700)
         filesystem(tree, Path(name) / "img", _SPARE_MB, {"home/pi": _PI})
         (Path(name) / "img").rename(target)
-    return target
 
 
 def _data_disk(folders: Sequence[Path], work: Path) -> Path:

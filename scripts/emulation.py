@@ -9,13 +9,15 @@ board's speed.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +83,15 @@ def prepare() -> Emulator:
     return Emulator(qemu, root, wheels())
 
 
+@contextmanager
+def making(name: str) -> Iterator[Path]:
+    """The place of `name` in the cache, which no other process makes at this time."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield CACHE / name
+
+
 def debian(*tools: str) -> tuple[str, str]:
     """The archive that packages come from, and the architecture of this machine, which must have `tools`."""
     for tool in tools:
@@ -109,22 +120,22 @@ def unpacked(
     name: str, mirror: str, suite: str, arch: str, packages: tuple[str, ...], *, dependencies: bool
 ) -> Path:
     """Folder with `packages` of `suite` unpacked (not installed), made once under the cache."""
-    target = CACHE / name
-    if target.exists():
+    with making(name) as target:
+        if target.exists():
+            return target
+        with tempfile.TemporaryDirectory(dir=CACHE) as work_name:
+            work = Path(work_name)
+            apt = _apt(work, "deb", mirror, suite, arch)
+            if dependencies:
+                run([*apt, "install", "--yes", "--download-only", *packages])
+            else:
+                run([*apt, "download", *packages], cwd=work / "archives")
+            tree = work / "unpacked"
+            tree.mkdir()
+            for deb in sorted((work / "archives").glob("*.deb")):
+                run(["dpkg-deb", "-x", str(deb), str(tree)])
+            tree.rename(target)
         return target
-    with tempfile.TemporaryDirectory(dir=CACHE) as work_name:
-        work = Path(work_name)
-        apt = _apt(work, "deb", mirror, suite, arch)
-        if dependencies:
-            run([*apt, "install", "--yes", "--download-only", *packages])
-        else:
-            run([*apt, "download", *packages], cwd=work / "archives")
-        tree = work / "unpacked"
-        tree.mkdir()
-        for deb in sorted((work / "archives").glob("*.deb")):
-            run(["dpkg-deb", "-x", str(deb), str(tree)])
-        tree.rename(target)
-    return target
 
 
 def unpacked_source(
@@ -132,24 +143,24 @@ def unpacked_source(
 ) -> Path:
     """Folder with those `members` (patterns, as tar takes them) of a source package of `suite`, whose version
     must begin with `version`, made once under the cache."""
-    target = CACHE / name
-    if target.exists():
+    with making(name) as target:
+        if target.exists():
+            return target
+        with tempfile.TemporaryDirectory(dir=CACHE) as work_name:
+            work = Path(work_name)
+            apt = _apt(work, "deb-src", mirror, suite, "")
+            # Its signature may need a key that is not here; the archive itself is signed.
+            with suppress(Unavailable):
+                run([*apt, "source", "--download-only", package], cwd=work / "archives")
+            found = sorted((work / "archives").glob(f"{package}_*.orig.tar.*"))
+            if not found or not found[0].name.startswith(f"{package}_{version}"):
+                raise Unavailable(f"{suite} has no source of {package} {version}")
+            tree = work / "unpacked"
+            tree.mkdir()
+            patterns = ["--strip-components=1", "--wildcards", *members]
+            run(["tar", "-xf", str(found[0]), "-C", str(tree), *patterns])
+            tree.rename(target)
         return target
-    with tempfile.TemporaryDirectory(dir=CACHE) as work_name:
-        work = Path(work_name)
-        apt = _apt(work, "deb-src", mirror, suite, "")
-        # Its signature may need a key that is not here; the archive itself is signed.
-        with suppress(Unavailable):
-            run([*apt, "source", "--download-only", package], cwd=work / "archives")
-        found = sorted((work / "archives").glob(f"{package}_*.orig.tar.*"))
-        if not found or not found[0].name.startswith(f"{package}_{version}"):
-            raise Unavailable(f"{suite} has no source of {package} {version}")
-        tree = work / "unpacked"
-        tree.mkdir()
-        patterns = ["--strip-components=1", "--wildcards", *members]
-        run(["tar", "-xf", str(found[0]), "-C", str(tree), *patterns])
-        tree.rename(target)
-    return target
 
 
 def _apt(work: Path, kind: str, mirror: str, suite: str, arch: str) -> list[str]:
@@ -191,18 +202,18 @@ def _apt(work: Path, kind: str, mirror: str, suite: str, arch: str) -> list[str]
 def wheels(name: str = "site-packages-arm64", packages: tuple[str, ...] = WHEELS) -> Path:
     """Folder with the aarch64 wheels of `packages`, made once under the cache; by default those of the light
     install."""
-    target = CACHE / name
-    if target.exists():
+    with making(name) as target:
+        if target.exists():
+            return target
+        with tempfile.TemporaryDirectory(dir=CACHE) as work:
+            platforms = [part for tag in PLATFORMS for part in ("--platform", f"{tag}_aarch64")]
+            site = Path(work) / "site"
+            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(site)]
+            python = ["--python-version", "3.11", "--implementation", "cp"]
+            abis = ["--abi", "cp311", "--abi", "abi3", "--abi", "none"]
+            run([*pip, "--only-binary=:all:", *python, *abis, *platforms, *packages])
+            site.rename(target)
         return target
-    with tempfile.TemporaryDirectory(dir=CACHE) as work:
-        platforms = [part for tag in PLATFORMS for part in ("--platform", f"{tag}_aarch64")]
-        site = Path(work) / "site"
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--target", str(site)]
-        python = ["--python-version", "3.11", "--implementation", "cp"]
-        abis = ["--abi", "cp311", "--abi", "abi3", "--abi", "none"]
-        run([*pip, "--only-binary=:all:", *python, *abis, *platforms, *packages])
-        site.rename(target)
-    return target
 
 
 def run(command: list[str], cwd: Path | None = None) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from emulation import CACHE, Unavailable, run
+from emulation import Unavailable, making, run
 
 
 def key_pair(name: str) -> Path:
     """A private key, without a password, that is made once; the public one lies beside it."""
-    path = CACHE / name
-    if not path.exists():
-        if shutil.which("ssh-keygen") is None or shutil.which("ssh") is None:
-            raise Unavailable("ssh not found: install OpenSSH's client")
-        CACHE.mkdir(parents=True, exist_ok=True)
-        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "emulated", "-f", str(path)])
-    return path
+    if shutil.which("ssh-keygen") is None or shutil.which("ssh") is None:
+        raise Unavailable("ssh not found: install OpenSSH's client")
+    with making(name) as path:
+        if not path.exists():
+            run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "emulated", "-f", str(path)])
+        return path
 
 
 def client_config(folder: Path, port: int, key: Path, host_key: Path, alias: str = "", user: str = "") -> str:

@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from emulation import CACHE, PI5, Unavailable, unpacked
+from emulation import CACHE, PI5, Unavailable, making, unpacked
 from qemu import Machine, Parts, filesystem, free_port, initrd, parts
 
 _SUITE = "bookworm-backports"  # bookworm has no adbd
@@ -110,7 +110,9 @@ class Phone:
         self._machine: Machine | None = None
         self._server: subprocess.Popen[bytes] | None = None
         try:
-            image, start = _image(found), initrd("phone-initrd", found, _INIT)
+            with making("phone.img") as image:
+                _make_image(image, found)
+            start = initrd("phone-initrd", found, _INIT)
             self._machine = Machine(
                 found, start, [image], memory_mb=memory_mb, cpu=cpu, ports={self.port: 15555}
             )
@@ -214,11 +216,10 @@ def _adb_in(work: Path, adb: Path) -> Path:
     return folder
 
 
-def _image(found: Parts) -> Path:
+def _make_image(target: Path, found: Parts) -> None:
     made_by = [Path(__file__).with_name(name) for name in ("phone.py", "qemu.py")]
-    target = CACHE / "phone.img"
     if target.exists() and target.stat().st_mtime >= max(path.stat().st_mtime for path in made_by):
-        return target
+        return
     packages = ("adbd", "mksh", "toybox")
     debian = unpacked("phone-arm64", found.mirror, _SUITE, "arm64", packages, dependencies=True)
     with tempfile.TemporaryDirectory(dir=CACHE) as name:
@@ -242,7 +243,6 @@ def _image(found: Parts) -> Path:
             (tree / folder).chmod(0o771)
         filesystem(tree, Path(name) / "img", _SPARE_MB, {"data/local/tmp": _SHELL})
         (Path(name) / "img").rename(target)
-    return target
 
 
 def _programs(debian: Path, busybox: Path, tree: Path) -> None:
