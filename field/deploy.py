@@ -3,7 +3,6 @@ changes there."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from field.device import Device, DeviceError, quote
 from field.installed import Installed, Release, default_prefix, read_installed, switch
 from field.machine import Machine
 from field.package.launchers import current_launcher
+from field.package.package import bundle_id, check_runs_there
 from field.package.runtime import Runtime, build_runtime, runtime_archive
 from field.sync import Item, item, push
 from rpi_runtime.bundle import Bundle
@@ -59,11 +59,6 @@ class Deployed:
     seconds: float
 
 
-def bundle_id(folder: Path) -> str:
-    """Of the manifest, which has the hash of every other file."""
-    return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()[:16]
-
-
 def bundle_items(bundle: Bundle) -> list[Item]:
     """The files of a bundle, without what was measured on this machine."""
     manifest = bundle.folder / MANIFEST_FILE
@@ -99,13 +94,14 @@ def deploy(
     """
     began = time.monotonic()
     platform = platform_of(machine)
+    check_runs_there(bundle.folder, platform)
     python = python or python_of(machine, platform)
     needs_gpu = any(g.delegate.startswith("gpu") for c in bundle.manifest.components for g in c.graphs)
     on_step(Step(f"runtime for {platform.name}"))
     runtime = build_runtime(platform, python, gpu=needs_gpu, cache=cache)
     archive = runtime_archive(runtime)
     here = read_installed(device, prefix or default_prefix(machine))
-    wanted = Release(runtime.id, bundle_id(bundle.folder), bundle.folder.resolve().name)
+    wanted = Release(runtime.id, bundle_id(bundle.folder / MANIFEST_FILE), bundle.folder.resolve().name)
     items = bundle_items(bundle)
     sizes = sum(one.bytes for one in items)
     new_runtime, new_bundle = wanted.runtime not in here.runtimes, wanted.bundle not in here.bundles

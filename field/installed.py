@@ -16,6 +16,7 @@ from field.machine import Machine
 from field.platforms import ANDROID_PREFIX
 
 HOME_PREFIX = ".local/share/hypervl-edge"
+WATCH_UNIT = "hypervl-edge-watch.service"  # of install.sh
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ mv current.new current || exit 1
 for one in runtimes/* bundles/* data/*; do
   case " {" ".join(sorted(keep))} " in *" ${{one##*/}} "*) ;; *) rm -rf "$one" ;; esac
 done
-rm -rf incoming work""",
+rm -rf incoming work
+# A service that watches a folder goes on with what is in use now.
+systemctl --user try-restart {WATCH_UNIT} 2>/dev/null
+exit 0""",
         stdin=launcher.encode(),
     )
 
@@ -120,6 +124,8 @@ def roll_back(device: Device, here: Installed) -> Release:
     device.run(
         f"""cd {quote(here.prefix)} || exit 1
 cp current current.old && cp previous previous.old && sync || exit 1
-mv previous.old current && mv current.old previous"""
+mv previous.old current && mv current.old previous || exit 1
+systemctl --user try-restart {WATCH_UNIT} 2>/dev/null
+exit 0"""
     )
     return here.previous

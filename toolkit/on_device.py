@@ -109,13 +109,13 @@ def _word(name: str, value: Any, prefix: str, here: Installed, address: str) -> 
 
 def _bundle(path: Path, here: Installed, address: str) -> Given | None:
     """The bundle there that `path` is a copy of; None for a file. Raises `EdgeError` where there is none."""
-    from field.deploy import bundle_id
+    from field.package.package import bundle_id
     from field.remote import Given
 
     if path.is_file():
         return None
     if (path / MANIFEST_FILE).is_file():
-        found = bundle_id(path)
+        found = bundle_id(path / MANIFEST_FILE)
         if found not in here.bundles:
             raise ResourceError(
                 f"{path} is not on {address} as it is here",

@@ -186,19 +186,17 @@ write_unit() {
     units=${XDG_CONFIG_HOME:-$HOME/.config}/systemd/user
     if [ -n "$folder" ]; then
         mkdir -p "$folder" "$units" || fail "$folder and $units cannot be made"
-        command="$(quoted "$prefix/bin/toolkit") watch $(quoted "$prefix/bundles/$bundle")"
+        # Which bundle it asks is what is in use whenever it starts.
+        command="$(quoted "$prefix/bin/toolkit") watch"
         command="$command --folder $(quoted "$folder") --prompt $(quoted "$prompt")"
         command="$command --output $(quoted "$folder/answers.jsonl")"
         while IFS= read -r line; do
             case $line in ExecStart=*) printf 'ExecStart=%s\n' "$command" ;; *) printf '%s\n' "$line" ;; esac
         done <"$here/watch.service" >"$units/$unit.partial"
-    elif [ -r "$units/$unit" ] && grep -F -q "$prefix/bin/toolkit" "$units/$unit"; then
-        # An update: the same folder and prompt, with the new bundle.
-        sed "s|/bundles/[0-9a-f]\{16\}\"|/bundles/$bundle\"|" "$units/$unit" >"$units/$unit.partial"
-    else
+        mv -f "$units/$unit.partial" "$units/$unit" || fail "$units/$unit cannot be written"
+    elif [ ! -r "$units/$unit" ] || ! grep -F -q "$prefix/bin/toolkit" "$units/$unit"; then
         return 0
     fi
-    mv -f "$units/$unit.partial" "$units/$unit" || fail "$units/$unit cannot be written"
     [ "$start" = yes ] || { echo "wrote $units/$unit; start it with: systemctl --user enable --now $unit" && return; }
     if systemctl --user daemon-reload 2>/dev/null && systemctl --user enable "$unit" 2>/dev/null &&
         systemctl --user restart "$unit" 2>/dev/null; then
@@ -234,7 +232,7 @@ trap - INT TERM HUP
 echo "installed in $prefix: runtime $runtime${bundle:+, bundle $name ($bundle)}"
 echo "Next:"
 if [ -n "$bundle" ]; then
-    echo "  $prefix/bin/toolkit run $prefix/bundles/$bundle --image photo.jpg --prompt \"What is this?\""
+    echo "  $prefix/bin/toolkit run --image photo.jpg --prompt \"What is this?\""
 else
     echo "  $prefix/bin/toolkit run BUNDLE --image photo.jpg --prompt \"What is this?\""
 fi

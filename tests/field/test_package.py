@@ -123,7 +123,7 @@ def test_it_installs_in_the_users_own_folder_and_starts_with_the_bundle(
     assert done.returncode == 0, done.stderr
     assert package.bundle
     assert (board.prefix / "current").read_text() == package.current
-    assert f"bundles/{package.bundle.id} --image" in done.stdout
+    assert f"{board.prefix}/bin/toolkit run --image" in done.stdout
     asked = board.sh(board.prefix / "bin/toolkit", "run", "a b")
     assert asked.stdout == f"{board.prefix}/bundles/{package.bundle.id}: run a b\n"
     assert not (board.prefix / "previous").exists()
@@ -318,8 +318,7 @@ def test_a_watched_folder_becomes_a_service_of_the_user(tmp_path: Path, package:
     assert done.returncode == 0, done.stderr
     unit = device.home / ".config/systemd/user/hypervl-edge-watch.service"
     (line,) = (line for line in unit.read_text().splitlines() if line.startswith("ExecStart="))
-    assert package.bundle
-    assert f'watch "{device.prefix}/bundles/{package.bundle.id}" --folder "{device.folder}/in box"' in line
+    assert f'"{device.prefix}/bin/toolkit" watch --folder "{device.folder}/in box"' in line
     assert r'--prompt "Is \"FLOW $$C\" at 10%% \\ now?"' in line
     assert "--user enable hypervl-edge-watch.service" in (device.folder / "asked").read_text()
     if shutil.which("systemd-analyze"):
@@ -327,10 +326,10 @@ def test_a_watched_folder_becomes_a_service_of_the_user(tmp_path: Path, package:
             ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True
         )
         assert unit.name not in checked.stderr
+    (device.folder / "asked").unlink()
     newer = Package(package.runtime, bundle(tmp_path / "newer", text='{"newer": 1}'))
     device.sh(unpacked(newer, tmp_path / "v") / "install.sh")
-    assert newer.bundle
-    assert f'/bundles/{newer.bundle.id}" --folder' in unit.read_text()
+    assert "--user restart hypervl-edge-watch.service" in (device.folder / "asked").read_text()
     assert device.sh(device.prefix / "uninstall.sh").returncode == 0
     assert not unit.exists()
     assert "--user disable --now" in (device.folder / "asked").read_text()

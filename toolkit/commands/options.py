@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
+# On a device, where it was deployed, bin/toolkit names the bundle in use.
 Bundle = Annotated[
-    Path, typer.Argument(help="Bundle folder that `toolkit convert` wrote.", show_default=False)
+    Path,
+    typer.Argument(
+        help="Bundle folder that `toolkit convert` wrote.",
+        show_default=False,
+        envvar="HYPERVL_BUNDLE",
+        show_envvar=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text and tables.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the log lines of the native libraries.")]
