@@ -33,10 +33,8 @@ from rpi_runtime.errors import EdgeError, UsageError
 _BEAT_S = 5.0  # `held` there waits for a minute
 _SILENCE_S = 60.0  # of a runner, which gives a sign of life every 5 s
 _GRACE_S = 25.0  # for a runner that was asked to end
-FIRST_DELAY_S, LONGEST_DELAY_S = (
-    1.0,
-    30.0,
-)  # before a device that is lost is tried again; twice as long each time
+FIRST_DELAY_S = 1.0  # before a device that is lost is tried again; each time it is twice as long
+LONGEST_DELAY_S = 30.0
 _TRIES = 5  # of a runner that ends again and again and gets nothing done
 _SAID_LINES = 20
 _AT_ONCE = 200  # pictures that are fetched together

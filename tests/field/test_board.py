@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,11 +71,21 @@ def test_a_reboot_keeps_what_was_deployed(pi_4: Reached, nano_bundle: Path) -> N
     assert not done["switched"]
 
 
-def test_a_pi_5_with_1_gb_gives_the_same_tokens(
-    nano_bundle: Path, photo: Path, tmp_path_factory: pytest.TempPathFactory
+def test_a_package_is_installed_on_a_pi_5_with_1_gb_and_gives_the_same_tokens(
+    nano_bundle: Path, photo: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """As somebody does it who only has ssh: no network there, no root, and then the toolkit from here."""
     for pi_5 in up(1024, "PI5", tmp_path_factory.mktemp("pi-5")):
-        pi_5.toolkit("deploy", nano_bundle, "--device", pi_5.address)
+        archive = tmp_path / "board.tar.gz"
+        pi_5.toolkit("package", nano_bundle, "--target", "pi-arm64", "-o", archive)
+        with archive.open("rb") as content:
+            install = "tar -xzf - && sh hypervl-edge/install.sh && rm -r hypervl-edge"
+            subprocess.run([*pi_5.device.ssh("pi"), install], stdin=content, check=True, capture_output=True)
+        told = pi_5.device.run(f"{PREFIX}/bin/toolkit inspect --json", user="pi").stdout
+        assert json.loads(told) == {**pi_5.json("inspect", nano_bundle), "path": json.loads(told)["path"]}
+        # The same runtime and bundle, so nothing is left to deploy.
+        done = pi_5.json("deploy", nano_bundle, "--device", pi_5.address)
+        assert (done["runtime"]["sent_bytes"], done["bundle"]["sent_bytes"]) == (0, 0)
         there = pi_5.json(*question(nano_bundle, photo), "--device", pi_5.address)
         check_same(there, pi_5.json(*question(nano_bundle, photo)))
         assert "LSE atomics" in there["backend"]["reason"]
