@@ -13,7 +13,7 @@ from field.device import Device, DeviceError, quote
 from field.installed import Installed, Release, default_prefix, read_installed, switch
 from field.machine import Machine
 from field.package.launchers import current_launcher
-from field.package.package import bundle_id, check_runs_there
+from field.package.package import bundle_id, check_runs_there, safe_name
 from field.package.runtime import Runtime, build_runtime, runtime_archive
 from field.sync import Item, item, push
 from rpi_runtime.bundle import Bundle
@@ -101,7 +101,8 @@ def deploy(
     runtime = build_runtime(platform, python, gpu=needs_gpu, cache=cache)
     archive = runtime_archive(runtime)
     here = read_installed(device, prefix or default_prefix(machine))
-    wanted = Release(runtime.id, bundle_id(bundle.folder / MANIFEST_FILE), bundle.folder.resolve().name)
+    name = safe_name(bundle.folder.resolve().name)
+    wanted = Release(runtime.id, bundle_id(bundle.folder / MANIFEST_FILE), name)
     items = bundle_items(bundle)
     sizes = sum(one.bytes for one in items)
     new_runtime, new_bundle = wanted.runtime not in here.runtimes, wanted.bundle not in here.bundles

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from field.device import Device, DeviceError, quote
 from field.machine import Machine
+from field.package.launchers import current
 from field.platforms import ANDROID_PREFIX
 
 HOME_PREFIX = ".local/share/hypervl-edge"
@@ -25,13 +26,7 @@ class Release:
 
     runtime: str = ""
     bundle: str = ""
-    name: str = ""  # of the bundle, as its folder is called on the host
-
-    @property
-    def text(self) -> str:
-        """The file `current`. A name is a line of it."""
-        name = "".join(c if c.isprintable() else "_" for c in self.name)
-        return f"runtime={self.runtime}\nbundle={self.bundle}\nname={name}\n"
+    name: str = ""  # of the bundle, as `safe_name` has it
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def switch(device: Device, here: Installed, to: Release, launcher: str) -> None:
     device.run(
         f"""cd {quote(here.prefix)} && mkdir -p bin || exit 1
 cat >bin/toolkit.new && chmod 755 bin/toolkit.new && mv bin/toolkit.new bin/toolkit || exit 1
-printf %s {quote(to.text)} >current.new || exit 1
+printf %s {quote(current(to.runtime, to.bundle, to.name))} >current.new || exit 1
 if [ -f current ]; then cp current previous.new && mv previous.new previous || exit 1; fi
 sync
 mv current.new current || exit 1
