@@ -82,9 +82,10 @@ def run_there(
     out: IO[bytes],
     err: IO[bytes],
     on_sent: Callable[[int], None] = lambda count: None,
+    on_begin: Callable[[], None] = lambda: None,
 ) -> int:
     """Runs the installed `toolkit` with `words`; its exit code. KeyboardInterrupt is passed on to it, and its
-    exit code comes back then, too.
+    exit code comes back then, too. `on_sent` hears how many bytes of files travelled, `on_begin` when all have.
 
     Raises `DeviceLost`, `DeviceError`, and `ResourceError` for a file of ours that cannot be sent.
     """
@@ -102,6 +103,7 @@ def run_there(
     try:
         for one in given:
             _send(device, here, one, f"{work}/{names.of(one.path)}", on_sent)
+        on_begin()
         code = _run(device, here, line, work, environment, names.back(), out, err)
         for one in given:
             if one.is_output:

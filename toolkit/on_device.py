@@ -10,9 +10,11 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from typer.core import TyperCommand
 
 from rpi_runtime.errors import EdgeError, ResourceError, UsageError
@@ -54,8 +56,9 @@ def _run(command: TyperCommand, ctx: Any, address: str) -> int:
     from field.remote import run_there
 
     with connect(address) as device:
-        machine = probe(device)
-        here = read_installed(device, machine.prefix or default_prefix(machine))
+        with report.busy(f"Asking {device.address} ..."):
+            machine = probe(device)
+            here = read_installed(device, machine.prefix or default_prefix(machine))
         if not here.current.runtime:
             raise DeviceError(
                 f"{device.address}: the toolkit is not installed there",
@@ -66,14 +69,47 @@ def _run(command: TyperCommand, ctx: Any, address: str) -> int:
         terminals = [name for name, of in (("out", sys.stdout), ("err", sys.stderr)) if of.isatty()]
         environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         environment |= {"COLUMNS": str(size.columns), report.TERMINALS: ",".join(terminals)}
-        return run_there(
-            device,
-            here,
-            words,
-            environment=environment,
-            out=sys.stdout.buffer,
-            err=sys.stderr.buffer,
+        with _Sending() as sending:
+            return run_there(
+                device,
+                here,
+                words,
+                environment=environment,
+                out=sys.stdout.buffer,
+                err=sys.stderr.buffer,
+                on_sent=sending.advance,
+                on_begin=sending.stop,
+            )
+
+
+class _Sending:
+    """How much of our files has been sent, on stderr, until the command begins."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("sending"),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            console=report.err,
+            transient=True,
+            disable=not report.err.is_terminal,
         )
+        self._task = self._bar.add_task("", total=None)
+
+    def advance(self, count: int) -> None:
+        self._bar.advance(self._task, count)
+        self._bar.start()
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+    def __enter__(self) -> _Sending:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
 
 def _words(command: TyperCommand, ctx: Any, here: Installed, address: str) -> list[Word]:

@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -164,20 +165,23 @@ class _Bar:
     """What is being done, on stderr; with rate and time left where bytes travel."""
 
     def __init__(self) -> None:
-        self._bar = Progress(
+        self._words = (TextColumn("{task.description} ..."), SpinnerColumn("line"))
+        self._bytes = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            console=report.err,
-            transient=True,
-            disable=not report.err.is_terminal,
         )
-        self._task = self._bar.add_task("", total=None)
+        self._bar = Progress(
+            *self._words, console=report.err, transient=True, disable=not report.err.is_terminal
+        )
+        self._task = self._bar.add_task("looking")
 
     def step(self, step: Step) -> None:
-        self._bar.reset(self._task, description=step.what, total=step.total_bytes or None)
+        self._bar.remove_task(self._task)
+        self._bar.columns = self._bytes if step.total_bytes else self._words
+        self._task = self._bar.add_task(step.what, total=step.total_bytes or None)
 
     def advance(self, count: int) -> None:
         self._bar.advance(self._task, count)
