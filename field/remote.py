@@ -85,7 +85,8 @@ def run_there(
     on_begin: Callable[[], None] = lambda: None,
 ) -> int:
     """Runs the installed `toolkit` with `words`; its exit code. KeyboardInterrupt is passed on to it, and its
-    exit code comes back then, too. `on_sent` hears how many bytes of files travelled, `on_begin` when all have.
+    exit code comes back then, too. `on_sent` hears how many bytes of files travelled, `on_begin` when all
+    have.
 
     Raises `DeviceLost`, `DeviceError`, and `ResourceError` for a file of ours that cannot be sent.
     """

@@ -56,7 +56,7 @@ def _run(command: TyperCommand, ctx: Any, address: str) -> int:
     from field.remote import run_there
 
     with connect(address) as device:
-        with report.busy(f"Asking {device.address} ..."):
+        with report.busy(f"Asking {device.address}"):
             machine = probe(device)
             here = read_installed(device, machine.prefix or default_prefix(machine))
         if not here.current.runtime:

@@ -76,14 +76,14 @@ def deploy(
 
     with connect(device) as there:
         if bundle is None:
-            with report.err.status(f"Asking {there.address} ..."):
+            with report.busy(f"Asking {there.address}"):
                 machine = probe(there)
             _roll_back(there, machine, prefix, as_json)
             return
         from rpi_runtime.bundle import Bundle
 
         opened = Bundle.open(bundle)
-        with report.err.status(f"Asking {there.address} ..."):
+        with report.busy(f"Asking {there.address}"):
             machine = probe(there)
         budget = _check_memory(opened, machine, str(there.address), memory, branch, force)
         with _Bar() as bar:
