@@ -23,6 +23,10 @@ default_prefix() {
     if [ "$android" = yes ]; then echo /data/local/tmp/hypervl-edge; else echo "${HOME-}/.local/share/hypervl-edge"; fi
 }
 
+shown() { # as it can be typed into a shell
+    case $1 in *[!A-Za-z0-9_./~-]*) echo "'$(echo "$1" | sed "s/'/'\\\\''/g")'" ;; *) echo "$1" ;; esac
+}
+
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 
 read_options() {
@@ -232,8 +236,8 @@ trap - INT TERM HUP
 echo "installed in $prefix: runtime $runtime${bundle:+, bundle $name ($bundle)}"
 echo "Next:"
 if [ -n "$bundle" ]; then
-    echo "  $prefix/bin/toolkit run --image photo.jpg --prompt \"What is this?\""
+    echo "  $(shown "$prefix/bin/toolkit") run --image photo.jpg --prompt \"What is this?\""
 else
-    echo "  $prefix/bin/toolkit run BUNDLE --image photo.jpg --prompt \"What is this?\""
+    echo "  $(shown "$prefix/bin/toolkit") run BUNDLE --image photo.jpg --prompt \"What is this?\""
 fi
-echo "To be rid of it: sh $prefix/uninstall.sh"
+echo "To be rid of it: sh $(shown "$prefix/uninstall.sh")"

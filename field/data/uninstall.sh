@@ -14,6 +14,9 @@ case $0 in */*) here=${0%/*} ;; *) here=. ;; esac
 here=$(CDPATH='' cd -- "$here" && pwd) || exit 3
 if [ "${1-}" = --prefix ] && [ -n "${2-}" ]; then
     prefix=$2
+elif [ "${1-}" = --help ] || [ "${1-}" = -h ]; then
+    echo "sh uninstall.sh [--prefix DIR]"
+    exit 0
 elif [ $# -gt 0 ]; then
     fail "unknown option $1" "sh uninstall.sh [--prefix DIR]" 2
 elif [ -r "$here/current" ]; then

@@ -19,12 +19,10 @@ PREFIX = "/usr/lib/hypervl-edge"
 _ARCHITECTURES = {"aarch64": "arm64", "armv7l": "arm", "x86_64": "x86-64"}  # as systemd spells them
 
 
-def check_sysext(platform: Platform, target: Path) -> None:
+def check_sysext(platform: Platform) -> None:
     """Raises `UsageError` or `CannotGather`: what would be found out late."""
     if platform.android:
         raise UsageError("--sysext: Android has no systemd", "Make an archive: leave --sysext out.")
-    if target.suffix != ".raw":
-        raise UsageError(f"-o {target}: a system extension ends in .raw", f"Write to {target.stem}.raw.")
     if shutil.which("mksquashfs") is None:
         raise CannotGather(
             "mksquashfs, which makes the image, is not installed", "sudo apt install squashfs-tools"

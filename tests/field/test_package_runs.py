@@ -253,7 +253,7 @@ def test_a_system_extension_is_a_squashfs_that_runs(
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         image = tmp_path / name / "edge.raw"
-        check_sysext(package.runtime.platform, image)
+        check_sysext(package.runtime.platform)
         write_sysext(package, image)
         assert [file.name for file in image.parent.iterdir()] == ["edge.raw"]
     assert (tmp_path / "one/edge.raw").read_bytes() == (tmp_path / "two/edge.raw").read_bytes()

@@ -34,6 +34,8 @@ def nothing_is_gathered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         ({"target": "android-arm64", "deb": True}, "Android has no dpkg"),
         ({"target": "pi-arm64", "deb": True, "sysext": True}, "two kinds of package"),
         ({"target": "pi-arm64", "sysext": True}, "ends in .raw"),
+        ({"target": "pi-arm64", "deb": True}, "ends in .deb"),
+        ({"target": "pi-arm64", "output": Path("p.zip")}, "ends in .tar.gz"),
         ({"target": "pi-arm64", "output": Path("/")}, "is a folder"),
         ({"target": "pi-arm64", "output": Path("/nowhere/p.tar.gz")}, "there is no folder /nowhere"),
     ],

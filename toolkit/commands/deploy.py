@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
@@ -69,6 +71,7 @@ def deploy(
     """
     if rollback == (bundle is not None):
         raise UsageError("deploy takes a bundle, or --rollback", "Give one of the two.")
+    began = time.monotonic()
     from field.connect import connect
     from field.deploy import deploy as bring
     from field.known_devices import remember
@@ -90,6 +93,7 @@ def deploy(
             done = bring(
                 there, machine, opened, python=python, prefix=prefix, on_step=bar.step, on_bytes=bar.advance
             )
+        done = replace(done, seconds=time.monotonic() - began)
         remember(there.address)
     if as_json:
         report.print_json({**report.plain(done), "memory_budget": budget})

@@ -70,9 +70,9 @@ def package(
         raise UsageError("--deb and --sysext are two kinds of package", "Give one of them.")
     if deb and found.android:
         raise UsageError("--deb: Android has no dpkg", "Make an archive: leave --deb out.")
+    _check_output(output, (".deb",) if deb else (".raw",) if sysext else (".tar.gz", ".tgz"))
     if sysext:
-        check_sysext(found, output)
-    _check_output(output)
+        check_sysext(found)
     if bundle is not None:
         check_runs_there(bundle, found)
     packed = PackedBundle.open(bundle) if bundle is not None else None
@@ -91,8 +91,13 @@ def package(
         print_package(made, output, needs(runtime))
 
 
-def _check_output(output: Path) -> None:
+def _check_output(output: Path, endings: tuple[str, ...]) -> None:
     if output.is_dir():
         raise UsageError(f"-o {output} is a folder", "Name a file in it.")
     if not output.parent.is_dir():
         raise UsageError(f"-o {output}: there is no folder {output.parent}", "Create it first.")
+    if not output.name.endswith(endings) or output.name in endings:
+        raise UsageError(
+            f"-o {output}: such a package ends in {endings[0]}",
+            "Name it so. --deb writes a .deb, --sysext a .raw, and without them it is a .tar.gz.",
+        )
