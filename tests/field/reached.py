@@ -22,13 +22,13 @@ class Reached:
         self.device, self.work = device, work
         self.address: str = device.address
         ours = {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(work / "state")}
-        self._environment = {**os.environ, **environment, **ours}
+        self.environment = {**os.environ, **environment, **ours}
 
     def start(self, *words: str | Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "toolkit.cli", *map(str, words)],
             cwd=self.work,
-            env=self._environment,
+            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
