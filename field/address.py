@@ -9,7 +9,7 @@ from rpi_runtime.errors import UsageError
 
 SSH, ADB, LOCAL = "ssh", "adb", "local"
 _SSH = re.compile(
-    r"(?:(?P<user>[^@/\s]+)@)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^@/:\s\[\]]+)(?::(?P<port>\d+))?/?"
+    r"(?:(?P<user>[^@/:\s]+)@)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^@/:\s\[\]]+)(?::(?P<port>\d+))?/?"
 )
 _REMEDY = "Write ssh://user@host, ssh://user@host:2222, adb://, adb://<serial> or local."
 
@@ -40,6 +40,12 @@ def parse_address(text: str) -> Address:
         return Address(LOCAL)
     if mark and kind == ADB and not re.search(r"\s", rest) and not rest.startswith("-"):
         return Address(ADB, serial=rest.rstrip("/"))
+    user = rest.rpartition("@")[0]
+    if mark and kind == SSH and ":" in user:  # the rest is not told: it may be a secret
+        raise UsageError(
+            f"device ssh://{user.partition(':')[0]}:...: an address has no password",
+            "Leave it out; ssh asks for it, or takes your key: ssh-copy-id.",
+        )
     found = _SSH.fullmatch(rest) if mark and kind == SSH else None
     if found is None or any((found[part] or "").startswith("-") for part in ("user", "host")):
         raise UsageError(f"device {text!r} is no address", _REMEDY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from field.machine import Machine, Python
 from field.package.lock import least_glibc, wheels_for
 from field.platforms import OWN, PLATFORMS, Platform
-from rpi_runtime.errors import ResourceError
+from rpi_runtime.errors import ResourceError, UsageError
 
 
 def platform_of(machine: Machine) -> Platform:
@@ -30,12 +30,29 @@ def platform_of(machine: Machine) -> Platform:
     return PLATFORMS[name]
 
 
-def python_of(machine: Machine, platform: Platform) -> str:
-    """The newest Python there that will do, or `OWN`, which comes along."""
+def python_of(machine: Machine, platform: Platform, asked: str | None = None) -> str:
+    """The newest Python there that will do, or `OWN`, which comes along; or the one that is `asked` for.
+    Raises `UsageError` when that will not do."""
+    if asked is not None:
+        _check_asked(machine, platform, asked)
+        return asked
     able = [python for python in machine.pythons if why_not(machine, platform, python) == ""]
     if not able or platform.python == OWN:
         return OWN
     return max((python.minor for python in able), key=lambda minor: int(minor.split(".")[1]))
+
+
+def _check_asked(machine: Machine, platform: Platform, asked: str) -> None:
+    if asked not in platform.pythons:
+        raise UsageError(
+            f"--python {asked}: not for {platform.name}", f"It may be: {', '.join(platform.pythons)}."
+        )
+    if asked == OWN:
+        return
+    found = next((python for python in machine.pythons if python.minor == asked), None)
+    why = why_not(machine, platform, found) if found else f"Python {asked} is not there"
+    if why:
+        raise UsageError(f"--python {asked}: {why}", "Leave --python out, or --python own brings one along.")
 
 
 def why_not(machine: Machine, platform: Platform, python: Python) -> str:

@@ -95,7 +95,7 @@ def deploy(
     began = time.monotonic()
     platform = platform_of(machine)
     check_runs_there(bundle.folder, platform)
-    python = python or python_of(machine, platform)
+    python = python_of(machine, platform, python)
     needs_gpu = any(g.delegate.startswith("gpu") for c in bundle.manifest.components for g in c.graphs)
     on_step(Step(f"runtime for {platform.name}"))
     runtime = build_runtime(platform, python, gpu=needs_gpu, cache=cache)

@@ -9,7 +9,7 @@ import pytest
 
 from field.choose import platform_of, python_of, why_not
 from field.platforms import OWN
-from rpi_runtime.errors import ResourceError
+from rpi_runtime.errors import ResourceError, UsageError
 from tests.field.recorded import machine
 
 PI4 = machine("pi4_bookworm")
@@ -59,3 +59,13 @@ def test_the_newest_python_that_will_do_is_taken() -> None:
     python = PI4.pythons[0]
     pythons = tuple(replace(python, version=version) for version in ("3.9.2", "3.11.2", "3.13.5", "3.15.0"))
     assert python_of(replace(PI4, pythons=pythons), platform_of(PI4)) == "3.13"
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"), [("3.12", "Python 3.12 is not there"), ("3.9", "not for pi-arm64"), ("new", "not for")]
+)
+def test_a_python_that_is_asked_for_and_will_not_do_is_refused(asked: str, why: str) -> None:
+    with pytest.raises(UsageError, match=f"--python {asked}: {why}"):
+        python_of(PI4, platform_of(PI4), asked)
+    for able in ("3.11", OWN):
+        assert python_of(PI4, platform_of(PI4), able) == able

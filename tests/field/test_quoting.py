@@ -110,3 +110,10 @@ def test_any_text_is_an_address_or_a_mistake(text: str) -> None:
         return
     assert parse_address(str(found)) == found
     assert not any(part.startswith("-") for part in (found.host, found.user, found.serial))
+
+
+def test_a_password_in_an_address_is_refused_and_not_told() -> None:
+    with pytest.raises(UsageError, match="an address has no password") as raised:
+        parse_address("ssh://pi:s3cret@board:22")
+    assert "s3cret" not in f"{raised.value}"
+    assert parse_address("ssh://[fe80::1]:22").port == 22
