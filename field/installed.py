@@ -9,6 +9,7 @@ at once, on any file system. `previous` is the one before, for a rollback.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from field.device import Device, DeviceError, quote
@@ -83,8 +84,11 @@ done"""
 
 
 def _release(lines: list[str]) -> Release:
+    """A file that somebody edited names nothing that is no id."""
     found = dict(line.split("=", 1) for line in lines if "=" in line)
-    return Release(found.get("runtime", ""), found.get("bundle", ""), found.get("name", ""))
+    ids = [found.get(key, "") for key in ("runtime", "bundle")]
+    runtime, bundle = (one if re.fullmatch(r"[A-Za-z0-9._-]+", one) else "" for one in ids)
+    return Release(runtime, bundle, found.get("name", ""))
 
 
 def switch(device: Device, here: Installed, to: Release, launcher: str) -> None:

@@ -80,3 +80,11 @@ def test_without_one_before_there_is_no_rollback(prefix: Path) -> None:
     install(prefix, OLD)
     with pytest.raises(DeviceError, match="nothing was installed before"):
         roll_back(connect("local"), here(prefix))
+
+
+def test_a_file_that_somebody_edited_names_nothing_else(prefix: Path) -> None:
+    install(prefix, OLD)
+    (prefix / "current").write_text('runtime=*" "$(touch it)\nbundle=../b1\nname=x\n')
+    assert here(prefix).current == Release("", "", "x")
+    install(prefix, NEW)
+    assert not (prefix / "it").exists()
