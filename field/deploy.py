@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from field.address import LOCAL
 from field.choose import platform_of, python_of
 from field.device import Device, DeviceError, quote
-from field.installed import Installed, Release, default_prefix, read_installed, switch
+from field.installed import Installed, Release, default_prefix, lead_to, read_installed, switch, tidy
 from field.machine import Machine
 from field.package.launchers import current_launcher
 from field.package.package import bundle_id, check_runs_there, safe_name
@@ -129,6 +130,10 @@ def deploy(
         on_step(Step("first run"))
         _try(device, here, wanted)
         switch(device, here, wanted, current_launcher(platform))
+    else:
+        tidy(device, here)
+    if here.prefix != machine.prefix and device.address.kind != LOCAL:
+        lead_to(device, machine, here.prefix)
     previous = here.current if changes else here.previous
     return Deployed(
         str(device.address),

@@ -102,15 +102,35 @@ printf %s {quote(current(to.runtime, to.bundle, to.name))} >current.new || exit 
 if [ -f current ]; then cp current previous.new && mv previous.new previous || exit 1; fi
 sync
 mv current.new current || exit 1
-for one in runtimes/* bundles/* data/*; do
-  case " {" ".join(sorted(keep))} " in *" ${{one##*/}} "*) ;; *) rm -rf "$one" ;; esac
-done
-rm -rf incoming work
+{_removed(keep)}
 # A service that watches a folder goes on with what is in use now.
 systemctl --user try-restart {WATCH_UNIT} 2>/dev/null
 exit 0""",
         stdin=launcher.encode(),
     )
+
+
+def tidy(device: Device, here: Installed) -> None:
+    """Removes what is neither in use nor kept for a rollback, as of a deployment that was not finished."""
+    keep = {part for one in (here.current, here.previous) for part in (one.runtime, one.bundle)} - {""}
+    if {*here.runtimes, *here.bundles} - keep:
+        device.run(f"cd {quote(here.prefix)} || exit 1\n{_removed(keep)}")
+
+
+def _removed(keep: set[str]) -> str:
+    return f"""for one in runtimes/* bundles/* data/*; do
+  case " {" ".join(sorted(keep))} " in *" ${{one##*/}} "*) ;; *) rm -rf "$one" ;; esac
+done
+rm -rf incoming work"""
+
+
+def lead_to(device: Device, machine: Machine, prefix: str) -> None:
+    """Has `probe` find an installation that is not where it looks."""
+    at = default_prefix(machine)
+    if prefix == at:
+        device.run(f"rm -f {quote(at)}/elsewhere")
+    else:
+        device.run(f"mkdir -p {quote(at)} && cd {quote(prefix)} && pwd >{quote(at)}/elsewhere")
 
 
 def roll_back(device: Device, here: Installed) -> Release:

@@ -50,15 +50,18 @@ Word = str | Given  # of a command line
 class _Names:
     """Where our files lie in the folder that a command there works in, and back again in what is printed.
 
-    A relative path is the same there. Of others the folder gets a name that is found again in any text.
+    A relative path is the same there, unless it leads into what lies there already, which nobody writes to.
+    Of others the folder gets a name that is found again in any text.
     """
 
-    def __init__(self, as_json: bool) -> None:
-        self._as_json = as_json
+    def __init__(self, words: Sequence[Word]) -> None:
+        self._as_json = "--json" in words
         self._there: dict[str, str] = {}  # folder of ours -> its name there
+        self._placed = [word.path for word in words if isinstance(word, Given) and word.place]
 
     def of(self, path: Path) -> str:
-        if not path.is_absolute() and ".." not in path.parts and path.parts:
+        is_inside = any(placed in path.parents for placed in self._placed)
+        if not path.is_absolute() and ".." not in path.parts and path.parts and not is_inside:
             return str(path)
         parent = str(path)[: len(str(path)) - len(path.name)]
         folder = self._there.setdefault(parent, f"host-{_MARK}-{len(self._there)}/")
@@ -90,7 +93,7 @@ def run_there(
 
     Raises `DeviceLost`, `DeviceError`, and `ResourceError` for a file of ours that cannot be sent.
     """
-    names = _Names("--json" in words)
+    names = _Names(words)
     line = [f"{word.prefix}{names.of(word.path)}" if isinstance(word, Given) else word for word in words]
     given = [word for word in words if isinstance(word, Given)]
     # A folder that is filled there is found again by the same command, should the connection be lost.

@@ -147,10 +147,12 @@ def _bundle(path: Path, here: Installed, address: str) -> Given | None:
     """The bundle there that `path` is a copy of; None for a file. Raises `EdgeError` where there is none."""
     from field.package.package import bundle_id
     from field.remote import Given
+    from rpi_runtime.bundle import Bundle
 
     if path.is_file():
         return None
     if (path / MANIFEST_FILE).is_file():
+        Bundle.open(path)  # as it is now: what was changed since would not be what is there
         found = bundle_id(path / MANIFEST_FILE)
         if found not in here.bundles:
             raise ResourceError(

@@ -94,6 +94,7 @@ print("\t".join(told))'
 done
 section prefix
 for prefix in "$place/hypervl-edge" "$HOME/.local/share/hypervl-edge" /opt/hypervl-edge /usr/lib/hypervl-edge; do
+  [ -f "$prefix/elsewhere" ] && prefix=$(cat "$prefix/elsewhere")
   if [ -f "$prefix/current" ]; then echo "prefix=$prefix"; cat "$prefix/current"; break; fi
 done
 section libraries

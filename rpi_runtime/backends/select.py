@@ -101,7 +101,7 @@ def _open(
         weight_cache,
         key,
         graph_bytes=path.stat().st_size,
-        graph=str(path.absolute()),
+        graph=str(path.resolve()),
         runtime=f"{choice.package} {choice.version}",
     ) as lent:
         graph = opened(cache_file=lent.file)

@@ -210,6 +210,49 @@ def test_a_bundle_that_changed_since_is_not_taken_for_the_one_there(
     assert f"toolkit deploy {changed} --device {deployed.address}" in err
 
 
+def test_a_picture_that_lies_in_the_bundle_is_found_and_not_written_there(
+    deployed: Reached, nano_bundle: Path, photo: Path
+) -> None:
+    folder = deployed.work / nano_bundle.name
+    shutil.copytree(nano_bundle, folder)
+    shutil.copy(photo, folder / "photo.png")
+    words = question(nano_bundle.name, Path(nano_bundle.name) / "photo.png")
+    there = deployed.json(*words, "--device", deployed.address)
+    check_same(there, deployed.json(*words))
+    assert not list(prefix(deployed).glob("bundles/*/photo.png"))
+
+
+def test_what_was_changed_since_it_was_converted_is_not_asked(
+    deployed: Reached, nano_bundle: Path, photo: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(nano_bundle, tmp_path / "changed")
+    (tmp_path / "changed/chat_template.jinja").write_text("x")
+    _, err = deployed.toolkit(*question(tmp_path / "changed", photo), "--device", deployed.address, code=3)
+    assert "chat_template.jinja" in err
+
+
+def test_what_a_deployment_left_goes_with_the_next(deployed: Reached, nano_bundle: Path) -> None:
+    (prefix(deployed) / "runtimes/0123456789abcdef").mkdir()
+    deployed.toolkit("deploy", nano_bundle, "--device", deployed.address)
+    assert not (prefix(deployed) / "runtimes/0123456789abcdef").exists()
+
+
+def test_an_installation_elsewhere_is_found(deployed: Reached, nano_bundle: Path, photo: Path) -> None:
+    place = deployed.device.home / "an ssd/hv"
+    words = ["deploy", str(nano_bundle), "--device", deployed.address]
+    deployed.toolkit(*words, "--prefix", str(place))
+    try:
+        told = deployed.json("doctor", "--device", deployed.address)
+        assert str(place) in json.dumps(told)
+        check_same(
+            deployed.json(*question(nano_bundle, photo), "--device", deployed.address),
+            deployed.json(*question(nano_bundle, photo)),
+        )
+    finally:
+        deployed.toolkit(*words)
+    assert str(place) not in json.dumps(deployed.json("doctor", "--device", deployed.address))
+
+
 def test_a_device_that_was_deployed_to_is_remembered(deployed: Reached) -> None:
     devices = json.loads(deployed.toolkit("devices", "--json")[0])
     assert deployed.address in json.dumps(devices)
