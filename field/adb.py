@@ -28,7 +28,7 @@ class AdbDevice(Device):
         return DeviceLost(
             f"{self.address}: {lines[-1] if lines else 'the connection was lost'}",
             "Check the cable, and USB debugging on the phone; adb devices shows what is there. "
-            "The same command goes on from there.",
+            "Then give the same command again.",
         )
 
     def _chosen(self) -> str:

@@ -114,7 +114,8 @@ def deploy(
         raise ResourceError(
             f"{device.address}: {room / 1e6:,.0f} MB are needed in {here.prefix}, and "
             f"{max(0, machine.free_bytes - _SPARE_BYTES) / 1e6:,.0f} MB are free",
-            "Free some space there (toolkit cache --clear), or choose another place with --prefix.",
+            f"Free some space there (toolkit cache --clear --device {device.address}), or choose another "
+            "place with --prefix.",
         )
     sent_runtime = Part(runtime.id, platform.name, archive.stat().st_size, 0, 0.0)
     sent_bundle = Part(wanted.bundle, wanted.name, sizes, 0, 0.0)

@@ -25,6 +25,13 @@ START, ANSWER, ERROR, TELEMETRY, EVENT = "start", "answer", "error", "telemetry"
 RESTART, REBOOT, LOST, BACK, STOPPED, RESUMED, DONE = (
     "restart", "reboot", "lost", "back", "stopped", "resumed", "done",
 )  # fmt: skip
+_ASKED: dict[str, type] = {"variant": str, "case": str, "repetition": int}
+# Without which a record is none.
+_FIELDS: dict[str, dict[str, type]] = {
+    ANSWER: _ASKED,
+    ERROR: {**_ASKED, "fatal": bool},
+    EVENT: {"what": str},
+}
 MARK = b"\x1e"  # before each line that goes to the host
 _HEARTBEAT_S = 5.0
 
@@ -41,9 +48,10 @@ def lines_of(path: Path, offset: int = 0) -> Iterator[bytes]:
 
 
 def parse(line: bytes) -> Record | None:
-    """None for a line that is none of ours, as storage that lost power may leave."""
+    """None for a line that is none of ours, as storage that lost power may leave, or somebody's editor."""
     record = parse_any(line)
-    return record if isinstance(record.get("kind"), str) else None
+    needed = _FIELDS.get(str(record.get("kind")), {"kind": str})
+    return record if all(type(record.get(name)) is kind for name, kind in needed.items()) else None
 
 
 def parse_any(line: bytes) -> Record:

@@ -73,7 +73,7 @@ class SshDevice(Device):
         why = why or next((line for line in reversed(reasons) if line), "the connection was lost")
         remedy = next(
             (text for mark, text in _REMEDIES.items() if mark in why),
-            "Check the connection; the same command goes on from there.",
+            "Check the connection, and give the same command again.",
         )
         user, host, port = self.address.user, self.address.host, self.address.port
         where = f"-p {port} " * bool(port) + f"{user}@" * bool(user) + host

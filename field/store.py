@@ -23,7 +23,7 @@ from field.history import History
 from field.plan import FORMAT, PICTURES, RECORDS_FILE, SUITE_FILE, Plan, plan_of
 from field.records import Record
 from field.suite import Suite
-from rpi_runtime.errors import UsageError
+from rpi_runtime.errors import ResourceError, UsageError
 
 
 class Results:
@@ -66,8 +66,10 @@ class Results:
                 raise UsageError(f"{path} was written by another version", "Use that version of the toolkit.")
             return cls(folder, plan_of(content["plan"]), content["run"])
         except (OSError, ValueError, KeyError, TypeError):
+            what = "is damaged" if path.exists() else "is not there"
             raise UsageError(
-                f"{folder} holds no results of a field test", f"It should have a {SUITE_FILE}."
+                f"{folder} holds no results of a field test: {SUITE_FILE} {what}",
+                "Choose another folder with -o.",
             ) from None
 
     def pictures(self) -> dict[str, Path]:
@@ -91,7 +93,17 @@ class DeviceResults:
         self.history = History(plan)
         self.on_record: Callable[[Record], None] = lambda record: None
         for line in records.lines_of(self._path):
-            self._count(line, records.parse(line))
+            self._check(record := records.parse(line))
+            self._count(line, record)
+
+    def _check(self, record: Record | None) -> None:
+        """A device's records follow each other; one that is missing was damaged here."""
+        if record is None or _is_ours(record) or record.get("seq") == self.history.seq + 1:
+            return
+        raise ResourceError(
+            f"{self._path}: the record {self.history.seq + 1} is missing or damaged",
+            "Choose another folder with -o; toolkit field-report shows what is left in this one.",
+        )
 
     def add(self, line: bytes) -> Record | None:
         """Takes a whole line of the device; what it says, if anything. Raises ValueError, and takes nothing,

@@ -14,6 +14,7 @@ import argparse
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -173,6 +174,12 @@ class Board:
         if done.returncode:
             raise Unavailable(f"the board's disk cannot be filled: {done.stderr.strip()}")
 
+    def wait_for_end(self) -> None:
+        """Returns when it is no longer running, for whatever reason."""
+        assert self._machine
+        while self._machine.is_running:
+            time.sleep(1)
+
     def close(self) -> None:
         atexit.unregister(self.close)
         if self._machine is not None:
@@ -262,7 +269,8 @@ find its key, put this line at the top of ~/.ssh/config, once:
 Then, with Ctrl-C here to turn it off:
 
   ssh {alias}
-  toolkit doctor --device {address}
+  toolkit deploy demo/bundle --device {address}
+  ssh -l root {alias} /sbin/reboot
 """
 
 
@@ -276,6 +284,8 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=2222, help="of ssh, on 127.0.0.1 (default 2222)")
     parser.add_argument("--free", type=int, metavar="MB", help="what its disk has left (default 4096)")
     given = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what was started ends with us
+        signal.signal(number, lambda *_: sys.exit(1))
     try:
         with Board(given.memory, given.cpu, given.folders, given.port, free_mb=given.free) as board:
             SSH_CONFIG.write_text(
@@ -285,8 +295,9 @@ def main() -> int:
             )
             shown = {"memory": given.memory, "cpu": given.cpu, "address": board.address, "alias": ALIAS}
             print(_HOW.format(**shown, config=SSH_CONFIG), flush=True)
-            while True:
-                time.sleep(3600)
+            board.wait_for_end()
+            print("error: the board has ended by itself", file=sys.stderr)
+            return 3
     except Unavailable as reason:
         print(f"error: {reason}", file=sys.stderr)
         return 3

@@ -17,6 +17,7 @@ import argparse
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -302,6 +303,8 @@ def main() -> int:
     parser.add_argument("--cpu", default=PI5, help="default cortex-a76")
     parser.add_argument("--port", type=int, default=15555, help="of adbd, on 127.0.0.1 (default 15555)")
     given = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # what was started ends with us
+        signal.signal(number, lambda *_: sys.exit(1))
     try:
         with Phone(given.memory, given.cpu, given.port) as phone:
             shown = {"memory": given.memory, "cpu": given.cpu, "address": phone.address}

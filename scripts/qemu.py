@@ -104,6 +104,10 @@ class Machine:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
 
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def wait(self, is_up: Callable[[], bool]) -> None:
         """Asks again and again; raises `Unavailable` when it does not come up."""
         end = time.monotonic() + _BOOT_SECONDS

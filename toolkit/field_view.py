@@ -118,26 +118,9 @@ def _duration(seconds: float) -> str:
 
 
 def print_outcomes(devices: Sequence[tuple[str, DeviceOutcome]]) -> None:
-    columns = ("answers", "exact", "ms", "p95", "MB", "°C", "restarts", "errors")
-    rows = [
-        (
-            name,
-            one.variant,
-            f"{one.answers:,}",
-            "-" if one.accuracy is None else f"{100 * one.accuracy:.1f} %",
-            "-" if one.median_ms is None else f"{one.median_ms:.0f}",
-            "-" if one.p95_ms is None else f"{one.p95_ms:.0f}",
-            f"{one.peak_resident_bytes / 1e6:.0f}" if one.peak_resident_bytes else "-",
-            "-" if one.hottest_c is None else f"{one.hottest_c:.0f}",
-            one.restarts,
-            one.errors,
-        )
-        for name, outcome in devices
-        for one in outcome.variants
-    ]
-    report.table(
-        "whole answers: median and 95th percentile", ("device", "variant", *columns), rows, right=columns
-    )
+    for name, outcome in devices:
+        _print_outcome(name, outcome)
+    report.out.print("ms and p95: whole answers, median and 95th percentile", highlight=False, markup=False)
     for name, outcome in devices:
         told = [
             report.count(number, what)
@@ -150,3 +133,22 @@ def print_outcomes(devices: Sequence[tuple[str, DeviceOutcome]]) -> None:
         ]
         if told:
             report.out.print(f"{name}: {', '.join(told)}", highlight=False, markup=False)
+
+
+def _print_outcome(name: str, outcome: DeviceOutcome) -> None:
+    columns = ("answers", "exact", "ms", "p95", "MB", "°C", "restarts", "errors")
+    rows = [
+        (
+            one.variant,
+            f"{one.answers:,}",
+            "-" if one.accuracy is None else f"{100 * one.accuracy:.1f} %",
+            "-" if one.median_ms is None else f"{one.median_ms:.0f}",
+            "-" if one.p95_ms is None else f"{one.p95_ms:.0f}",
+            f"{one.peak_resident_bytes / 1e6:.0f}" if one.peak_resident_bytes else "-",
+            "-" if one.hottest_c is None else f"{one.hottest_c:.0f}",
+            one.restarts,
+            one.errors,
+        )
+        for one in outcome.variants
+    ]
+    report.table(name, ("variant", *columns), rows, right=columns)

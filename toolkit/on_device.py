@@ -139,6 +139,8 @@ def _word(name: str, value: Any, prefix: str, here: Installed, address: str) -> 
         return given
     # A size is one, too, that `plan --image` takes.
     if isinstance(value, Path) or (name == "image" and Path(str(value)).is_file()):
+        if name in _OUTPUTS and value.suffix and not value.parent.is_dir():
+            raise UsageError(f"{prefix}{value}: there is no folder {value.parent}", "Create it first.")
         return Given(Path(value), is_output=name in _OUTPUTS, prefix=prefix)
     return f"{prefix}{value}"
 

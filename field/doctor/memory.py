@@ -12,8 +12,8 @@ from rpi_runtime.memory_plan import AUTO_SHARE
 # a context of 256, and of 0.6 B parameters at int4.
 _NANO_BYTES = 120e6
 _LARGE_BYTES = 640e6
-# Unpacked, the light install takes 172 MB, its archive 52 MB on the way; a Python of its own some 40 MB.
-_RUNTIME_BYTES = 270e6
+# With its own Python 136 MB, and its archive 42 MB on the way (docs/package.md).
+_RUNTIME_BYTES = 180e6
 # A bundle of 0.6 B at int4, its packed weights, and the bundle that it replaces.
 _ROOM_BYTES = 1.5e9
 _SMALL_BOARD = 1 << 30
@@ -66,7 +66,7 @@ def _available(machine: Machine) -> Iterator[Finding]:
 
 def _swap(machine: Machine) -> Iterator[Finding]:
     apt = ": sudo apt install zram-tools" if machine.os_id in DEBIAN else ""
-    small = 0 < machine.memory_bytes <= _SMALL_BOARD
+    small = 0 < machine.memory_bytes <= _SMALL_BOARD and not machine.is_android  # which has its own
     on_disk = [name for name in machine.swaps if "zram" not in name]
     if not machine.swap_bytes:
         yield Finding(

@@ -81,7 +81,7 @@ def test_a_package_is_installed_on_a_pi_5_with_1_gb_and_gives_the_same_tokens(
         with archive.open("rb") as content:
             install = "tar -xzf - && sh hypervl-edge/install.sh && rm -r hypervl-edge"
             subprocess.run([*pi_5.device.ssh("pi"), install], stdin=content, check=True, capture_output=True)
-        told = pi_5.device.run(f"{PREFIX}/bin/toolkit inspect --json", user="pi").stdout
+        told = pi_5.device.run(f"{PREFIX}/bin/toolkit inspect {PREFIX}/bundles/* --json", user="pi").stdout
         assert json.loads(told) == {**pi_5.json("inspect", nano_bundle), "path": json.loads(told)["path"]}
         # The same runtime and bundle, so nothing is left to deploy.
         done = pi_5.json("deploy", nano_bundle, "--device", pi_5.address)

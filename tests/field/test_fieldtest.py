@@ -24,9 +24,9 @@ from field.machine import Machine, probe
 from field.place import Place
 from field.plan import RECORDS_FILE, Camera, Case, Plan
 from field.records import Record, read_records
-from field.store import Results
+from field.store import DeviceResults, Results
 from field.suite import Suite, read_suite
-from rpi_runtime.errors import UsageError
+from rpi_runtime.errors import ResourceError, UsageError
 from tests.field.runs import PLAN, ROOT, processes_with, wait_for
 
 LOCAL = parse_address("local")
@@ -455,5 +455,16 @@ def test_without_a_bundle_local_says_what_to_name(tmp_path: Path, environment: d
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 3
+    assert done.returncode == 2
     assert "--bundle" in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("damage", [b'{"kind":"answer"}\n', b'{"kind":"error","variant":[]}\n', b"torn\n"])
+def test_records_that_were_damaged_here_are_told(damage: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "local"
+    folder.mkdir(parents=True)
+    lines = [b'{"kind":"event","what":"resumed","seq":%d}\n' % seq for seq in (1, 2, 3)]
+    (folder / "records.jsonl").write_bytes(lines[0] + damage + lines[2])
+    with pytest.raises(ResourceError, match="record 2 is missing or damaged"):
+        DeviceResults(folder, PLAN)

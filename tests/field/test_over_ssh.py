@@ -88,7 +88,7 @@ def test_a_cut_copy_goes_on_where_it_was(reached: Reached, nano_bundle: Path) ->
     cut = when(lambda: arrived() > 4_000_000, reached.device.cut_connections)
     _, err = reached.toolkit("deploy", nano_bundle, "--device", reached.address, code=3)
     cut.join()
-    assert "the same command goes on from there" in err
+    assert "give the same command again" in err
     assert not (prefix(reached) / "current").exists()
     there = arrived()
     assert there > 4_000_000
@@ -175,7 +175,7 @@ def test_what_nobody_waits_for_ends(
     if "cut" in how:
         assert process.returncode == 3
         assert deployed.address in err
-        assert "the same command goes on from there" in err
+        assert "give the same command again" in err
     end = time.monotonic() + 90
     while running(deployed) and time.monotonic() < end:
         time.sleep(0.2)

@@ -360,8 +360,8 @@ def test_a_board_with_a_kernel_of_its_own_runs_the_package_of_32_bits(
     write_archive(package, tmp_path / "package/p.tar.gz")
     shutil.copy(photo, tmp_path / "pictures" / photo.name)
     try:
+        script("openssh"), script("qemu").parts()
         board = script("board")
-        board._prepare()
         shutil.copy(emulation.CACHE / "kernel-arm64/bin/busybox", tmp_path / "tools")
         started = board.Board(512, emulation.PI4, [tmp_path / n for n in ("package", "tools", "pictures")])
     except emulation.Unavailable as reason:

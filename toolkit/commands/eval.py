@@ -86,7 +86,8 @@ def evaluate(
             output, Run(questions_digest(whole), max_new_tokens, threads, fingerprints), whole
         )
         if ledger.answers:
-            report.note(f"{output} holds {len(ledger.answers)} answers of an earlier run: they are kept.")
+            held = report.count(len(ledger.answers), "answer")
+            report.note(f"{output} holds {held} of an earlier run, which it keeps.")
     # Bundles first: a checkpoint's weights stay in this process, and would count as the bundles' memory.
     order = sorted(arms, key=lambda arm: arms[arm].is_checkpoint)
     try:
@@ -161,7 +162,7 @@ def _write(folder: Path, result: dict[str, Any], summaries: list[ArmSummary]) ->
 def _say_how_to_go_on(ledger: Ledger) -> None:
     if ledger.folder is None:
         report.note(
-            f"{len(ledger.answers)} answers are lost; with -o FOLDER they are kept, and the run goes on."
+            f"{report.count(len(ledger.answers), 'answer')} lost; with -o FOLDER they are kept, and the run goes on."
         )
     else:
         report.note(

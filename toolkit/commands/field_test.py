@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from field.plan import RECORDS_FILE
-from rpi_runtime.errors import CheckFailed, ResourceError
+from rpi_runtime.errors import CheckFailed, ResourceError, UsageError
 from toolkit import report
 from toolkit.commands import options as opt
 
@@ -60,7 +60,7 @@ def field_test(
     The records of each device, and a report of all in one HTML file, are in the folder of -o. A device that
     is lost or starts anew goes on where it was. The same command goes on where it was stopped.
     """
-    from field.address import parse_address
+    from field.address import LOCAL, parse_address
     from field.fieldtest import FieldTest
     from field.report import write_report
     from field.store import Results
@@ -70,6 +70,8 @@ def field_test(
 
     addresses = [parse_address(text) for text in device]
     patience_s = parse_duration(patience)
+    if bundle is None and any(address.kind == LOCAL for address in addresses):
+        raise UsageError("--device local has nothing to ask", "Name a bundle: --bundle FOLDER.")
     if compare is not None:
         Results.read(compare.parent if compare.is_file() else compare)
     found = read_suite(suite)
@@ -91,7 +93,10 @@ def field_test(
             raise report.Stopped from None
     outcomes = [(str(one.address), one.outcome()) for one in test.devices]
     target = results.folder / REPORT_FILE
-    write_report(results.folder, target, compare)
+    if any(one.results.history.start for one in test.devices):  # otherwise there is nothing to tell
+        write_report(results.folder, target, compare)
+    elif not as_json:
+        _judge(test, outcomes, min_accuracy)
     if as_json:
         report.print_json(_summary(test, outcomes, target))
     else:

@@ -107,12 +107,12 @@ def _ask(
     except BundleError:
         raise
     except EdgeError as error:
-        answers.add(picture, prompt, {"error": error.message, "remedy": error.remedy})
         report.error(error.message, error.remedy)
+        answers.add(picture, prompt, {"error": error.message, "remedy": error.remedy})
         return
-    answers.add(picture, prompt, {"answer": generation.text, **report.plain(generation.report)})
     with suppress(BrokenPipeError):
         print(report.printable(f"{picture.name}: {generation.text}"), flush=True)
+    answers.add(picture, prompt, {"answer": generation.text, **report.plain(generation.report)})
 
 
 class _Answers:
