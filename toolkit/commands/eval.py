@@ -162,7 +162,8 @@ def _write(folder: Path, result: dict[str, Any], summaries: list[ArmSummary]) ->
 def _say_how_to_go_on(ledger: Ledger) -> None:
     if ledger.folder is None:
         report.note(
-            f"{report.count(len(ledger.answers), 'answer')} lost; with -o FOLDER they are kept, and the run goes on."
+            f"{report.count(len(ledger.answers), 'answer')} lost; with -o FOLDER they are kept, and the run "
+            "goes on."
         )
     else:
         report.note(
