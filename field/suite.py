@@ -7,6 +7,7 @@ what to write instead.
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,8 @@ from field.plan import Camera, Case, Plan, Variant, Watch
 from field.sources import file_name
 from field.suite_file import Value, read_yaml
 from rpi_runtime.bundle import sha256_of
-from rpi_runtime.errors import UsageError, nearest
+from rpi_runtime.errors import ImageError, UsageError, nearest
+from rpi_runtime.image_header import open_file, read_header
 from rpi_runtime.memory_plan import parse_budget
 from rpi_runtime.routing import POLICIES, Routing
 from vqa.dataset import UNTYPED, Dataset
@@ -37,6 +39,16 @@ _MOST = 1_000_000  # of anything that is counted
 class Suite:
     plan: Plan
     pictures: Mapping[str, Path]  # name in the folder `pictures` -> its file
+
+
+def check_pictures(suite: Suite) -> None:
+    """Raises `UsageError` for one that no device could open."""
+    for source in suite.pictures.values():
+        try:
+            with open_file(str(source)) as stream:
+                read_header(stream, str(source), sys.maxsize)
+        except ImageError as error:
+            raise UsageError(error.message, error.remedy) from None
 
 
 @dataclass(frozen=True)

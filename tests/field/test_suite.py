@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from field.plan import Camera, Variant, Watch, plan_of
-from field.suite import Suite, read_suite
+from field.suite import Suite, check_pictures, read_suite
 from field.suite_file import parse_duration
 from rpi_runtime.errors import UsageError
 
@@ -243,3 +243,9 @@ def test_the_suites_of_the_documentation_are_right(folder: Path) -> None:
     assert [variant.name for variant in plan.variants] == ["routed", "full", "small", "gpu"]
     for part in parts:
         assert read(folder, f"{part}questions: [A]\n").plan.live
+
+
+def test_what_is_no_picture_is_told_before_a_device_is_touched(folder: Path, photo: Path) -> None:
+    check_pictures(read(folder, f"images: [{photo}]\nquestions: [A]"))
+    with pytest.raises(UsageError, match=r"photos/a\.jpg is not an image"):
+        check_pictures(read(folder, "images: [photos/a.jpg]\nquestions: [A]"))

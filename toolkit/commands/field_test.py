@@ -64,7 +64,7 @@ def field_test(
     from field.fieldtest import FieldTest
     from field.report import write_report
     from field.store import Results
-    from field.suite import read_suite
+    from field.suite import check_pictures, read_suite
     from field.suite_file import parse_duration
     from toolkit.field_view import DevicesBar, print_outcomes
 
@@ -75,6 +75,7 @@ def field_test(
     if compare is not None:
         Results.read(compare.parent if compare.is_file() else compare)
     found = read_suite(suite)
+    check_pictures(found)
     results = Results.open(output or Path(f"field-{found.plan.name}"), found)
     test = FieldTest(results, addresses, bundle=bundle, patience_s=patience_s)
     with DevicesBar(
@@ -153,5 +154,6 @@ def _judge(test: FieldTest, outcomes: list[tuple[str, DeviceOutcome]], min_accur
     for name, outcome in outcomes:
         if outcome.errors:
             raise CheckFailed(
-                f"{name}: {report.count(outcome.errors, 'question')} had no answer", "The report says why."
+                f"{name}: {outcome.errors:,} given up, of questions and whole variants",
+                "The report says why.",
             )
