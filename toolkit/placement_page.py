@@ -3,7 +3,6 @@ partition."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 from importlib import resources
 from pathlib import Path
@@ -13,19 +12,9 @@ import jinja2
 from markupsafe import Markup
 
 from delegates.placement import Placement
-from rpi_runtime.errors import ResourceError, UsageError
+from field.whole_page import write_whole
 from toolkit.placements import Placements, alike, faulty
 from toolkit.report import plain
-
-
-def check_page(target: Path) -> None:
-    """Refuses at once what would fail, or do harm, once all is looked at."""
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--html {target} is not a .html", "Name the page so.")
-    if target.is_dir():
-        raise UsageError(f"--html {target} is a folder", "Name a file in it.")
-    if not target.parent.is_dir():
-        raise UsageError(f"--html {target}: there is no folder {target.parent}", "Create it first.")
 
 
 def write_page(target: Path, found: Placements) -> None:
@@ -41,18 +30,7 @@ def write_page(target: Path, found: Placements) -> None:
         # Within a script element only "<" could end it.
         data=Markup(data.replace("<", "\\u003c")),
     )
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise ResourceError(
-            f"--html {target} cannot be written: {error.strerror}",
-            "Name a file in a folder that you may write.",
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    write_whole(target, page, "--html")
 
 
 def _drawn(placement: Placement) -> dict[str, Any]:

@@ -6,7 +6,6 @@ policy (CSP) forbids scripts and whatever is not in the file.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from field.report.tables import Fact, comparison_tables, device_facts
 from field.report.values import printable, text
 from field.report.verdict import verdict
 from field.report.words import duration, moment
-from rpi_runtime.errors import ResourceError, UsageError
+from field.whole_page import check_page, write_whole
 
 _TEMPLATE = "data/report.html.jinja"
 _MOST_EVENTS = 60  # of one device
@@ -68,27 +67,7 @@ def write_report(results: Path, target: Path, earlier: Path | None = None) -> No
     check_page(target)
     before = None if earlier is None else read_results(earlier.parent if earlier.is_file() else earlier)
     page = render(found, before)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise ResourceError(
-            f"{target} cannot be written: {error.strerror}", "Name a file in a folder that you may write."
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def check_page(target: Path) -> None:
-    """Refuses at once what would fail after the work. Raises `UsageError`."""
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{target} is not a .html", "Name the page so.")
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder", "Name a file in it.")
-    if not target.parent.is_dir():
-        raise UsageError(f"{target}: there is no folder {target.parent}", "Create it first.")
+    write_whole(target, page)
 
 
 def render(results: Results, earlier: Results | None = None) -> str:

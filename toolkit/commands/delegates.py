@@ -58,9 +58,10 @@ def delegates(
     demands = parse_demands(fail_on or [], max_fallback_macs)
     asked = parse_target(target, nnapi_level)
     if html is not None:
-        from toolkit.placement_page import check_page, write_page
+        from field.whole_page import check_page
+        from toolkit.placement_page import write_page
 
-        check_page(html)
+        check_page(html, "--html")
     found = placements_of(path, asked, component, max_partitions)
     if html is not None:
         write_page(html, found)
