@@ -23,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from field.beat import Beat
 from field.device import Device, DeviceError, DeviceLost, quote
 from field.installed import Installed
 from field.sync import digest, item, items_of, push
 from rpi_runtime.errors import ResourceError
 
-_BEAT_S = 5.0
 _GRACE_S = 20.0  # for a command that was asked to end
 _MARK = "7d1c"  # nobody else's folder has it
 _CODE_MARK = b"\x1e"  # stderr ends with this and the exit code: a cut connection says none
@@ -181,7 +181,7 @@ def _run(
     assert process.stderr
     told = _Copied(process.stdout, out, back)
     warned = _Copied(process.stderr, err, back, mark=_CODE_MARK)
-    beat = _Beat(process.stdin)
+    beat = Beat(process.stdin)
     try:
         while process.poll() is None:
             with suppress(subprocess.TimeoutExpired):
@@ -201,28 +201,6 @@ def _run(
     if not code.isdigit():
         raise device.lost(warned.last)
     return int(code)
-
-
-class _Beat(threading.Thread):
-    """Writes a byte now and then; closes the pipe in the end."""
-
-    def __init__(self, into: IO[bytes]) -> None:
-        super().__init__(daemon=True)
-        self._into = into
-        self._over = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        with suppress(OSError, ValueError):
-            while not self._over.wait(_BEAT_S):
-                self._into.write(b"\n")
-                self._into.flush()
-        with suppress(OSError):
-            self._into.close()
-
-    def stop(self) -> None:
-        self._over.set()
-        self.join(timeout=5)
 
 
 class _Copied(threading.Thread):
@@ -271,17 +249,20 @@ def _overlap(text: bytes, name: bytes) -> int:
 
 def _fetch(device: Device, place: str, target: Path) -> None:
     """Brings a file or folder of the device to `target`, if there is one; a file whole or not at all."""
-    folder, name = str(PurePosixPath(place).parent), PurePosixPath(place).name
     if device.run(f"[ -e {quote(place)} ]", check=False).code:
         return
+    is_folder = device.run(f"[ -d {quote(place)} ]", check=False).code == 0
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetched-") as work:
-        archive = Path(work) / "archive"
-        with archive.open("wb") as file:
-            device.stream(f"tar cf - -C {quote(folder)} {quote('./' + name)}", file.write, timeout=120)
-        unpack(archive, Path(work) / "files")
-        fetched = Path(work) / "files" / name
-        if fetched.is_dir() and target.is_dir():
+        fetched = Path(work) / "content"
+        with fetched.open("wb") as file:
+            # The name is none of tar's: GNU's takes a backslash in one for more than that.
+            script = f"cd {quote(place)} && tar cf - ." if is_folder else f"cat <{quote(place)}"
+            device.stream(script, file.write, timeout=120)
+        if is_folder:
+            unpack(fetched, Path(work) / "files")
+            fetched = Path(work) / "files"
+        if is_folder and target.is_dir():
             shutil.copytree(fetched, target, dirs_exist_ok=True)
         else:
             fetched.replace(target)

@@ -130,7 +130,8 @@ def _wrong(device: Device, items: Sequence[Item], places: Sequence[str]) -> list
 
 def _send_small(device: Device, items: Sequence[Item], folder: str, on_bytes: Callable[[int], None]) -> None:
     if items:
-        device.run(f"tar xf - -C {quote(folder)}", stdin=_archive(items, on_bytes), timeout=120)
+        # Not tar's -C: GNU's takes a backslash in a name for more than that.
+        device.run(f"cd {quote(folder)} && tar xf -", stdin=_archive(items, on_bytes), timeout=120)
 
 
 def _archive(items: Sequence[Item], on_bytes: Callable[[int], None]) -> Iterator[bytes]:

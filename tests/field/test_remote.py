@@ -134,6 +134,14 @@ def test_a_session_that_ends_too_early_is_lost(here: Installed) -> None:
         ran(here, "--die")
 
 
+@pytest.mark.parametrize("name", ["\\a", "a b", "it's $(so)"])
+def test_any_name_of_what_is_written_comes_here(here: Installed, tmp_path: Path, name: str) -> None:
+    for target in (tmp_path / name, tmp_path / f"{name}.html"):
+        ran(here, Given(target, is_output=True, prefix="--write="))
+    assert (tmp_path / name / "result").read_text() == "written there"
+    assert (tmp_path / f"{name}.html").read_text() == "written there"
+
+
 @settings(max_examples=15)
 @given(words=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)))
 def test_words_arrive_as_they_are(words: list[str]) -> None:
