@@ -14,7 +14,7 @@ from field.device import Device, DeviceError, quote
 from field.installed import Installed, Release, default_prefix, lead_to, read_installed, switch, tidy
 from field.machine import Machine
 from field.package.launchers import current_launcher
-from field.package.package import bundle_id, check_runs_there, safe_name
+from field.package.package import bundle_id, check_runs_there, has_gpu_graph, safe_name
 from field.package.runtime import Runtime, build_runtime, runtime_archive
 from field.sync import Item, item, push
 from rpi_runtime.bundle import Bundle
@@ -43,10 +43,6 @@ class Part:
     sent_bytes: int  # 0 when it was there
     seconds: float
 
-    @property
-    def was_there(self) -> bool:
-        return self.sent_bytes == 0 and self.seconds == 0
-
 
 @dataclass(frozen=True)
 class Deployed:
@@ -57,7 +53,6 @@ class Deployed:
     bundle: Part
     previous: Release
     switched: bool  # False when all was in use already
-    seconds: float
 
 
 def bundle_items(bundle: Bundle) -> list[Item]:
@@ -70,10 +65,7 @@ def bundle_items(bundle: Bundle) -> list[Item]:
 
 def memory_left(machine: Machine) -> int:
     """Bytes that a process may hold there, as `--memory auto` would take them."""
-    free = machine.available_bytes
-    if machine.container_bytes is not None:
-        free = min(free, machine.container_bytes)
-    return int(AUTO_SHARE * free)
+    return int(AUTO_SHARE * machine.free_memory_bytes)
 
 
 def deploy(
@@ -93,13 +85,11 @@ def deploy(
     call goes on from there) and `DeviceError`. What was in use stays so until all is there, checked, and has
     run.
     """
-    began = time.monotonic()
     platform = platform_of(machine)
     check_runs_there(bundle.folder, platform)
     python = python_of(machine, platform, python)
-    needs_gpu = any(g.delegate.startswith("gpu") for c in bundle.manifest.components for g in c.graphs)
     on_step(Step(f"runtime for {platform.name}"))
-    runtime = build_runtime(platform, python, gpu=needs_gpu, cache=cache)
+    runtime = build_runtime(platform, python, gpu=has_gpu_graph(bundle.manifest), cache=cache)
     archive = runtime_archive(runtime)
     here = read_installed(device, prefix or default_prefix(machine))
     name = safe_name(bundle.folder.resolve().name)
@@ -144,7 +134,6 @@ def deploy(
         sent_bundle,
         previous,
         changes,
-        time.monotonic() - began,
     )
 
 
@@ -165,7 +154,7 @@ def _install(
     folder = quote(here.runtime_folder(runtime.id))
     device.run(
         f"""rm -rf {folder}.partial && mkdir -p {folder}.partial || exit 1
-gzip -dc <{quote(incoming)}/runtime.tar.gz | tar xf - -C {folder}.partial ||
+gzip -dc <{quote(incoming)}/runtime.tar.gz | (cd {folder}.partial && tar xf -) ||
   {{ rm -rf {folder}.partial; exit 1; }}
 sync
 mv {folder}.partial/{runtime.id} {folder} && rm -rf {folder}.partial {quote(incoming)}""",

@@ -20,6 +20,7 @@ from typing import IO
 
 from field import records
 from field.address import Address
+from field.beat import Beat
 from field.connect import connect
 from field.device import Device, DeviceError, DeviceLost, quote
 from field.outcomes import DeviceOutcome, outcome_of
@@ -30,7 +31,6 @@ from field.remote_pictures import unpack_pictures
 from field.store import Results, slug
 from rpi_runtime.errors import EdgeError, UsageError
 
-_BEAT_S = 5.0  # `held` there waits for a minute
 _SILENCE_S = 60.0  # of a runner, which gives a sign of life every 5 s
 _GRACE_S = 25.0  # for a runner that was asked to end
 FIRST_DELAY_S = 1.0  # before a device that is lost is tried again; each time it is twice as long
@@ -249,12 +249,11 @@ class _Remote:
         self._heard = time.monotonic()
         self._said: deque[str] = deque(maxlen=_SAID_LINES)
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._over = threading.Event()
         self._threads = [
             threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True),
             threading.Thread(target=self._listen, args=(self._process.stderr,), daemon=True),
-            threading.Thread(target=self._beat, args=(self._process.stdin,), daemon=True),
         ]
+        self._beat = Beat(self._process.stdin)
         for thread in self._threads:
             thread.start()
 
@@ -275,14 +274,13 @@ class _Remote:
 
     def let_go(self) -> None:
         """Asks the runner to end: its stdin does."""
-        self._over.set()
+        self._beat.let_go()
 
     def __enter__(self) -> _Remote:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.let_go()
-        self._threads[2].join(timeout=2)
+        self._beat.stop()
         self._process.kill()
         self._process.wait()
         for thread in self._threads:
@@ -306,11 +304,3 @@ class _Remote:
             for line in stream:
                 if text := line.decode(errors="replace").strip():
                     self._said.append(text)
-
-    def _beat(self, stream: IO[bytes]) -> None:
-        with suppress(OSError, ValueError):
-            while not self._over.wait(_BEAT_S):
-                stream.write(b"\n")
-                stream.flush()
-        with suppress(OSError):
-            stream.close()

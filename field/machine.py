@@ -111,6 +111,13 @@ class Machine:
         return CpuFeatures(self.machine, frozenset(self.cpu_names))
 
     @property
+    def free_memory_bytes(self) -> int:
+        """As `rpi_runtime.kernel.memory_available` counts there: with swap, which the limit of a container
+        does not let in."""
+        free = self.available_bytes + self.swap_free_bytes
+        return free if self.container_bytes is None else min(free, self.container_bytes)
+
+    @property
     def is_android(self) -> bool:
         return self.android_api is not None
 

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 from field.address import LOCAL
@@ -14,6 +13,7 @@ from field.device import Device, DeviceError, quote
 from field.machine import Machine, probe
 from field.plan import PICTURES, RECORDS_FILE, SUITE_FILE, Order, Plan, order_text
 from field.sync import item, push
+from field.version import own_version
 
 _ROOT = Path(__file__).resolve().parent.parent  # of this machine's toolkit
 
@@ -47,7 +47,7 @@ def find_place(device: Device, run: str, bundle: Path | None) -> Place:
             python=f"PYTHONPATH={quote(str(_ROOT))} {quote(sys.executable)}",
             bundle=str(_own_bundle(bundle)),
             bundle_name=_own_bundle(bundle).name,
-            runtime={"id": "", "version": _own_version()},
+            runtime={"id": "", "version": own_version()},
             machine=machine,
         )
     if not machine.runtime_id or not machine.bundle_id:
@@ -62,7 +62,7 @@ def find_place(device: Device, run: str, bundle: Path | None) -> Place:
         python=quote(f"{runtime}/bin/python"),
         bundle=f"{machine.prefix}/bundles/{machine.bundle_id}",
         bundle_name=machine.bundle_name,
-        runtime={"id": machine.runtime_id, "version": _own_version()},
+        runtime={"id": machine.runtime_id, "version": own_version()},
         machine=machine,
     )
 
@@ -96,10 +96,3 @@ def _own_bundle(bundle: Path | None) -> Path:
     if named is None:
         raise DeviceError("local: no bundle is named", "Name one of this machine with --bundle.")
     return named.absolute()
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("hypervl-edge")
-    except metadata.PackageNotFoundError:
-        return ""

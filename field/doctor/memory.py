@@ -33,13 +33,12 @@ def _total(machine: Machine) -> Iterator[Finding]:
 
 
 def _available(machine: Machine) -> Iterator[Finding]:
-    """As `rpi_runtime.kernel.memory_available` counts, before a process is there."""
     if not machine.memory_bytes:
         return
-    free = machine.available_bytes + machine.swap_free_bytes
+    free = machine.free_memory_bytes
     where = " with swap" if machine.swap_free_bytes else ""
-    if machine.container_bytes is not None and machine.container_bytes < free:
-        free, where = machine.container_bytes, " under the limit of its container"
+    if free < machine.available_bytes + machine.swap_free_bytes:
+        where = " under the limit of its container"
     auto = int(AUTO_SHARE * free)
     found = f"{megabytes(free)} free{where}; --memory auto takes {megabytes(auto)}"
     if auto < _NANO_BYTES:

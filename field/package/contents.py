@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
+from field import version
 from field.package.errors import NotAsLocked
 from field.package.lock import Deb
 from field.package.unpack import Member, deb_members
@@ -84,10 +84,7 @@ def own_rooms() -> Iterator[tuple[PurePosixPath, Member]]:
 
 
 def own_version() -> str:
-    try:
-        return importlib.metadata.version("hypervl-edge")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+source"
+    return version.own_version() or "0+source"
 
 
 def deb_contents(

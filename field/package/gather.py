@@ -5,8 +5,6 @@ Each part is checked against its SHA-256 before every use, whether it was just f
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -21,6 +19,8 @@ from pathlib import Path
 
 from field.package.errors import CannotGather, NotAsLocked
 from field.package.lock import Deb, Wheel
+from rpi_runtime.backends.weight_cache import default_folder
+from rpi_runtime.bundle import sha256_of
 
 Tell = Callable[[str], None]  # is given one line about what is being done
 _CHUNK_BYTES = 1 << 20
@@ -33,9 +33,7 @@ _SECONDS = 60  # without a byte
 
 def default_cache() -> Path:
     """`$XDG_CACHE_HOME/hypervl-edge/packages`, with ~/.cache where the variable is not set."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if base.startswith("/") else Path.home() / ".cache"
-    return root / "hypervl-edge" / "packages"
+    return default_folder().with_name("packages")
 
 
 def gather_wheels(wheels: Sequence[Wheel], python: str, cache: Path, tell: Tell) -> list[Path]:
@@ -62,14 +60,6 @@ def gather_debs(debs: Sequence[Deb], cache: Path, tell: Tell) -> list[Path]:
         urls = [f"{archive.rstrip('/')}/{deb.path}" for archive in archives]
         _fetch([*urls, f"{_SNAPSHOT}/{deb.sha1}"], deb, folder)
     return [folder / deb.file for deb in debs]
-
-
-def sha256_of(file: Path) -> str:
-    found = hashlib.sha256()
-    with file.open("rb") as data:
-        while piece := data.read(_CHUNK_BYTES):
-            found.update(piece)
-    return found.hexdigest()
 
 
 def _is_there(file: Path, sha256: str) -> bool:

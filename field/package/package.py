@@ -12,14 +12,13 @@ from pathlib import Path
 
 from field.package.contents import BUNDLE, own_version
 from field.package.errors import NotAsLocked
-from field.package.gather import sha256_of
 from field.package.launchers import current, current_launcher, filled
 from field.package.runtime import Runtime
 from field.package.tree import Source, files_of, write_tar
 from field.platforms import ANDROID_PREFIX, OWN, OWN_PYTHON, Platform
-from rpi_runtime.bundle import Bundle
+from rpi_runtime.bundle import Bundle, sha256_of
 from rpi_runtime.errors import UsageError
-from rpi_runtime.manifest import DECODER, MANIFEST_FILE
+from rpi_runtime.manifest import DECODER, MANIFEST_FILE, Manifest
 
 TOP = "hypervl-edge"  # the one folder of an archive
 # Recipes of which tflite-runtime gets no graph right, and what it gets right of the decoder's.
@@ -51,9 +50,8 @@ class PackedBundle:
                 )
         files = tuple((path, bundle.folder / path, listed[path]) for path in sorted(listed))
         total = sum(file.stat().st_size for _, file, _ in files)
-        graphs = [graph for component in bundle.manifest.components for graph in component.graphs]
-        gpu = any(graph.delegate.partition(":")[0] == "gpu" for graph in graphs)
-        return cls(bundle_id(manifest), safe_name(folder.resolve().name), files, total, gpu)
+        name = safe_name(folder.resolve().name)
+        return cls(bundle_id(manifest), name, files, total, has_gpu_graph(bundle.manifest))
 
 
 @dataclass(frozen=True)
@@ -128,6 +126,12 @@ def sha256_sums(sources: list[Source]) -> list[tuple[str, str]]:
         else:
             found.append((place, sha256_of(source)))
     return found
+
+
+def has_gpu_graph(manifest: Manifest) -> bool:
+    """Whether LiteRT's GPU library is needed."""
+    graphs = [graph for component in manifest.components for graph in component.graphs]
+    return any(graph.delegate.partition(":")[0] == "gpu" for graph in graphs)
 
 
 def bundle_id(manifest: Path) -> str:

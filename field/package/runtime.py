@@ -18,12 +18,13 @@ from pathlib import Path, PurePosixPath
 
 from field.package import contents
 from field.package.contents import own_rooms, own_version
-from field.package.gather import Tell, default_cache, gather_debs, gather_wheels, sha256_of
+from field.package.gather import Tell, default_cache, gather_debs, gather_wheels
 from field.package.launchers import python_launcher, toolkit_launcher
 from field.package.lock import debs_for, least_glibc, wheels_of
 from field.package.tree import EPOCH, files_of, write_tar
 from field.package.unpack import Member, wheel_members
 from field.platforms import OWN, OWN_PYTHON, Platform
+from rpi_runtime.bundle import sha256_of
 
 RUNTIME_FILE = "runtime.json"
 _ID_DIGITS = 16

@@ -6,7 +6,6 @@ policy (CSP) forbids scripts and whatever is not in the file.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -32,6 +31,7 @@ from field.report.tables import Fact, comparison_tables, device_facts
 from field.report.values import printable, text
 from field.report.verdict import verdict
 from field.report.words import duration, moment
+from field.version import own_version
 from field.whole_page import check_page, write_whole
 
 _TEMPLATE = "data/report.html.jinja"
@@ -96,7 +96,7 @@ def render(results: Results, earlier: Results | None = None) -> str:
         left_out=left_out,
         comparison=_comparison(results, found, earlier),
         earlier_when=_when(earlier.devices) if earlier else "",
-        version=_version(),
+        version=own_version(),
     )
 
 
@@ -204,10 +204,3 @@ def _comparison(
     if earlier is None:
         return None
     return compare(results, found, earlier, [(device, figures_of(device)) for device in earlier.devices])
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("hypervl-edge")
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -16,10 +16,11 @@ import pytest
 
 from field.package import contents, gather, lock
 from field.package.errors import CannotGather, NotAsLocked
-from field.package.gather import gather_debs, gather_wheels, sha256_of
+from field.package.gather import gather_debs, gather_wheels
 from field.package.lock import Deb, Wheel, debs_for, least_glibc, read_debs, read_wheels, wheels_for
 from field.package.unpack import deb_members, wheel_members
 from field.platforms import OWN, PLATFORMS, PYTHONS, platform
+from rpi_runtime.bundle import sha256_of
 from rpi_runtime.errors import UsageError
 
 

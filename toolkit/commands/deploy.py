@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated
@@ -93,12 +92,12 @@ def deploy(
             done = bring(
                 there, machine, opened, python=python, prefix=prefix, on_step=bar.step, on_bytes=bar.advance
             )
-        done = replace(done, seconds=time.monotonic() - began)
+        seconds = time.monotonic() - began
         remember(there.address)
     if as_json:
-        report.print_json({**report.plain(done), "memory_budget": budget})
+        report.print_json({**report.plain(done), "seconds": seconds, "memory_budget": budget})
     else:
-        _show(done, budget)
+        _show(done, budget, seconds)
 
 
 def _roll_back(there: object, machine: Machine, prefix: str | None, as_json: bool) -> None:
@@ -144,7 +143,7 @@ def _check_memory(
     return budget
 
 
-def _show(done: Deployed, budget: int) -> None:
+def _show(done: Deployed, budget: int, seconds: float) -> None:
     def part(bytes_: int, sent: int, seconds: float) -> str:
         if not sent:
             return "was there"
@@ -161,7 +160,7 @@ def _show(done: Deployed, budget: int) -> None:
     ]
     if done.previous.runtime:
         rows.append(("before", f"{done.previous.name} {done.previous.bundle}; --rollback puts it back"))
-    rows.append(("took", f"{done.seconds:.1f} s"))
+    rows.append(("took", f"{seconds:.1f} s"))
     report.pairs("", rows)
 
 
